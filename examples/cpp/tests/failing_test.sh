@@ -1,0 +1,3 @@
+#!/bin/sh
+echo "this test fails, as it should"
+exit 3

@@ -1,0 +1,3 @@
+#!/bin/sh
+echo "this test waits for something that never comes"
+exec sleep 600
