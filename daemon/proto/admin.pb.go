@@ -233,6 +233,8 @@ type NodeStatus struct {
 	Version       string                 `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
 	StartedUnixMs int64                  `protobuf:"varint,9,opt,name=started_unix_ms,json=startedUnixMs,proto3" json:"started_unix_ms,omitempty"`
 	Reachable     bool                   `protobuf:"varint,10,opt,name=reachable,proto3" json:"reachable,omitempty"`
+	Problem       string                 `protobuf:"bytes,22,opt,name=problem,proto3" json:"problem,omitempty"` // why not; empty when reachable
+	OpsAddress    string                 `protobuf:"bytes,23,opt,name=ops_address,json=opsAddress,proto3" json:"ops_address,omitempty"`
 	// workers
 	Executors    uint32 `protobuf:"varint,11,opt,name=executors,proto3" json:"executors,omitempty"`
 	Running      uint32 `protobuf:"varint,12,opt,name=running,proto3" json:"running,omitempty"`
@@ -240,9 +242,11 @@ type NodeStatus struct {
 	DiskUsed     int64  `protobuf:"varint,14,opt,name=disk_used,json=diskUsed,proto3" json:"disk_used,omitempty"`
 	Blobs        int64  `protobuf:"varint,15,opt,name=blobs,proto3" json:"blobs,omitempty"`
 	DiskFull     bool   `protobuf:"varint,16,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
+	DiskLoading  bool   `protobuf:"varint,24,opt,name=disk_loading,json=diskLoading,proto3" json:"disk_loading,omitempty"` // the index is still being read; blobs is too low
 	// schedulers
-	Queued             uint32 `protobuf:"varint,17,opt,name=queued,proto3" json:"queued,omitempty"`       // tasks it owns that wait
-	Executing          uint32 `protobuf:"varint,18,opt,name=executing,proto3" json:"executing,omitempty"` // tasks it owns that run
+	Queued             uint32 `protobuf:"varint,17,opt,name=queued,proto3" json:"queued,omitempty"`                                         // tasks it owns that wait
+	Executing          uint32 `protobuf:"varint,18,opt,name=executing,proto3" json:"executing,omitempty"`                                   // tasks it owns that run
+	OldestQueuedMs     int64  `protobuf:"varint,21,opt,name=oldest_queued_ms,json=oldestQueuedMs,proto3" json:"oldest_queued_ms,omitempty"` // how long the first of them has waited
 	ActionCacheEntries int64  `protobuf:"varint,19,opt,name=action_cache_entries,json=actionCacheEntries,proto3" json:"action_cache_entries,omitempty"`
 	ActionCacheBytes   int64  `protobuf:"varint,20,opt,name=action_cache_bytes,json=actionCacheBytes,proto3" json:"action_cache_bytes,omitempty"`
 	unknownFields      protoimpl.UnknownFields
@@ -349,6 +353,20 @@ func (x *NodeStatus) GetReachable() bool {
 	return false
 }
 
+func (x *NodeStatus) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetOpsAddress() string {
+	if x != nil {
+		return x.OpsAddress
+	}
+	return ""
+}
+
 func (x *NodeStatus) GetExecutors() uint32 {
 	if x != nil {
 		return x.Executors
@@ -391,6 +409,13 @@ func (x *NodeStatus) GetDiskFull() bool {
 	return false
 }
 
+func (x *NodeStatus) GetDiskLoading() bool {
+	if x != nil {
+		return x.DiskLoading
+	}
+	return false
+}
+
 func (x *NodeStatus) GetQueued() uint32 {
 	if x != nil {
 		return x.Queued
@@ -401,6 +426,13 @@ func (x *NodeStatus) GetQueued() uint32 {
 func (x *NodeStatus) GetExecuting() uint32 {
 	if x != nil {
 		return x.Executing
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetOldestQueuedMs() int64 {
+	if x != nil {
+		return x.OldestQueuedMs
 	}
 	return 0
 }
@@ -548,12 +580,13 @@ func (x *QueueStatus) GetOldestQueuedMs() int64 {
 }
 
 type StorageStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Capacity      int64                  `protobuf:"varint,1,opt,name=capacity,proto3" json:"capacity,omitempty"`
-	Used          int64                  `protobuf:"varint,2,opt,name=used,proto3" json:"used,omitempty"`
-	Blobs         int64                  `protobuf:"varint,3,opt,name=blobs,proto3" json:"blobs,omitempty"`
-	Replicas      uint32                 `protobuf:"varint,4,opt,name=replicas,proto3" json:"replicas,omitempty"`
-	Disks         uint32                 `protobuf:"varint,5,opt,name=disks,proto3" json:"disks,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Sums over the disks that answered: each copy of a blob counts.
+	Capacity      int64  `protobuf:"varint,1,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	Used          int64  `protobuf:"varint,2,opt,name=used,proto3" json:"used,omitempty"`
+	Blobs         int64  `protobuf:"varint,3,opt,name=blobs,proto3" json:"blobs,omitempty"`
+	Replicas      uint32 `protobuf:"varint,4,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	Disks         uint32 `protobuf:"varint,5,opt,name=disks,proto3" json:"disks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -639,7 +672,7 @@ const file_admin_proto_rawDesc = "" +
 	"\astorage\x18\x06 \x01(\v2\x17.remex.v1.StorageStatusR\astorage\"\x13\n" +
 	"\x11NodeStatusRequest\">\n" +
 	"\x12NodeStatusResponse\x12(\n" +
-	"\x04node\x18\x01 \x01(\v2\x14.remex.v1.NodeStatusR\x04node\"\xbf\x04\n" +
+	"\x04node\x18\x01 \x01(\v2\x14.remex.v1.NodeStatusR\x04node\"\xc7\x05\n" +
 	"\n" +
 	"NodeStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -652,15 +685,20 @@ const file_admin_proto_rawDesc = "" +
 	"\aversion\x18\b \x01(\tR\aversion\x12&\n" +
 	"\x0fstarted_unix_ms\x18\t \x01(\x03R\rstartedUnixMs\x12\x1c\n" +
 	"\treachable\x18\n" +
-	" \x01(\bR\treachable\x12\x1c\n" +
+	" \x01(\bR\treachable\x12\x18\n" +
+	"\aproblem\x18\x16 \x01(\tR\aproblem\x12\x1f\n" +
+	"\vops_address\x18\x17 \x01(\tR\n" +
+	"opsAddress\x12\x1c\n" +
 	"\texecutors\x18\v \x01(\rR\texecutors\x12\x18\n" +
 	"\arunning\x18\f \x01(\rR\arunning\x12#\n" +
 	"\rdisk_capacity\x18\r \x01(\x03R\fdiskCapacity\x12\x1b\n" +
 	"\tdisk_used\x18\x0e \x01(\x03R\bdiskUsed\x12\x14\n" +
 	"\x05blobs\x18\x0f \x01(\x03R\x05blobs\x12\x1b\n" +
-	"\tdisk_full\x18\x10 \x01(\bR\bdiskFull\x12\x16\n" +
+	"\tdisk_full\x18\x10 \x01(\bR\bdiskFull\x12!\n" +
+	"\fdisk_loading\x18\x18 \x01(\bR\vdiskLoading\x12\x16\n" +
 	"\x06queued\x18\x11 \x01(\rR\x06queued\x12\x1c\n" +
-	"\texecuting\x18\x12 \x01(\rR\texecuting\x120\n" +
+	"\texecuting\x18\x12 \x01(\rR\texecuting\x12(\n" +
+	"\x10oldest_queued_ms\x18\x15 \x01(\x03R\x0eoldestQueuedMs\x120\n" +
 	"\x14action_cache_entries\x18\x13 \x01(\x03R\x12actionCacheEntries\x12,\n" +
 	"\x12action_cache_bytes\x18\x14 \x01(\x03R\x10actionCacheBytes\"r\n" +
 	"\n" +
