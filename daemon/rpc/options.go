@@ -1,0 +1,92 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+)
+
+// Sizes of messages. Clients' libraries receive at most 4 MiB unless told
+// otherwise, so the public port sends no more than that.
+const (
+	MaxPublicSend = 4 << 20
+	MaxMessage    = 16 << 20
+)
+
+// dialTimeout is how long a TCP and TLS handshake may take: nodes share a
+// network, and a caller has other replicas to ask.
+const dialTimeout = 3 * time.Second
+
+// PublicServerOptions are the options of a server that clients reach.
+func PublicServerOptions() []grpc.ServerOption {
+	return append(serverOptions(), grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxPublicSend))
+}
+
+// ClusterServerOptions are the options of a server that only nodes reach.
+func ClusterServerOptions() []grpc.ServerOption {
+	return append(serverOptions(), grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage))
+}
+
+// serverOptions: balancers drop connections that are silent for minutes (350 s
+// on AWS, 600 s on GCP), hence the pings; clients ping as often as every few
+// seconds, and a server that minds closes their connection (ENHANCE_YOUR_CALM);
+// clients with one connection run all their jobs over it, hence the streams.
+// Flow-control windows are left to gRPC's bandwidth estimation, which setting
+// them would turn off.
+func serverOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxConcurrentStreams(1 << 20),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.ForceServerCodecV2(Codec{}),
+	}
+}
+
+// DialOptions are the options of connections to servers with the options above.
+// Nil credentials mean plaintext. A refused connection fails calls at once, and
+// is tried again after 100 ms, at longest after a second.
+func DialOptions(creds credentials.TransportCredentials) []grpc.DialOption {
+	if creds == nil {
+		creds = insecure.NewCredentials()
+	}
+	dialer := &net.Dialer{Timeout: dialTimeout}
+	return []grpc.DialOption{
+		grpc.WithTransportCredentials(creds),
+		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "tcp", addr)
+		}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: dialTimeout,
+		}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 10 * time.Second}),
+		grpc.WithDefaultCallOptions(
+			grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage), grpc.ForceCodecV2(Codec{})),
+	}
+}
+
+// dial makes a connection to addr (host:port), which connects when first used.
+func dial(addr string, creds credentials.TransportCredentials, more ...grpc.DialOption) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///"+addr, append(DialOptions(creds), more...)...)
+}
+
+// LoopbackOnly refuses every address that other machines could reach or that
+// lies on one: plaintext is for loopback.
+func LoopbackOnly(addr string) error {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return &Error{codes.InvalidArgument, fmt.Sprintf("address %q is not host:port", addr)}
+	}
+	if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() {
+		return nil
+	}
+	return &Error{codes.FailedPrecondition, fmt.Sprintf("plaintext is for loopback addresses only, not for %q", addr)}
+}
