@@ -21,8 +21,62 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// AttemptState is how far a worker has come with an attempt.
+type AttemptState int32
+
+const (
+	AttemptState_ATTEMPT_UNSPECIFIED AttemptState = 0
+	AttemptState_ATTEMPT_ACCEPTED    AttemptState = 1
+	AttemptState_ATTEMPT_STARTED     AttemptState = 2
+	AttemptState_ATTEMPT_FINISHED    AttemptState = 3
+)
+
+// Enum value maps for AttemptState.
+var (
+	AttemptState_name = map[int32]string{
+		0: "ATTEMPT_UNSPECIFIED",
+		1: "ATTEMPT_ACCEPTED",
+		2: "ATTEMPT_STARTED",
+		3: "ATTEMPT_FINISHED",
+	}
+	AttemptState_value = map[string]int32{
+		"ATTEMPT_UNSPECIFIED": 0,
+		"ATTEMPT_ACCEPTED":    1,
+		"ATTEMPT_STARTED":     2,
+		"ATTEMPT_FINISHED":    3,
+	}
+)
+
+func (x AttemptState) Enum() *AttemptState {
+	p := new(AttemptState)
+	*p = x
+	return p
+}
+
+func (x AttemptState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AttemptState) Descriptor() protoreflect.EnumDescriptor {
+	return file_work_proto_enumTypes[0].Descriptor()
+}
+
+func (AttemptState) Type() protoreflect.EnumType {
+	return &file_work_proto_enumTypes[0]
+}
+
+func (x AttemptState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AttemptState.Descriptor instead.
+func (AttemptState) EnumDescriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{0}
+}
+
 type FromWorker struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Items         []*WorkerItem          `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -57,8 +111,16 @@ func (*FromWorker) Descriptor() ([]byte, []int) {
 	return file_work_proto_rawDescGZIP(), []int{0}
 }
 
+func (x *FromWorker) GetItems() []*WorkerItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
 type ToWorker struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Items         []*SchedulerItem       `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -93,8 +155,16 @@ func (*ToWorker) Descriptor() ([]byte, []int) {
 	return file_work_proto_rawDescGZIP(), []int{1}
 }
 
+func (x *ToWorker) GetItems() []*SchedulerItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
 type FromPeer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Items         []*CallerItem          `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -129,8 +199,16 @@ func (*FromPeer) Descriptor() ([]byte, []int) {
 	return file_work_proto_rawDescGZIP(), []int{2}
 }
 
+func (x *FromPeer) GetItems() []*CallerItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
 type ToPeer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Items         []*OwnerItem           `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -165,19 +243,3315 @@ func (*ToPeer) Descriptor() ([]byte, []int) {
 	return file_work_proto_rawDescGZIP(), []int{3}
 }
 
+func (x *ToPeer) GetItems() []*OwnerItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+// AttemptRef names one attempt at a task.
+type AttemptRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Task          string                 `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	Attempt       uint32                 `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttemptRef) Reset() {
+	*x = AttemptRef{}
+	mi := &file_work_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttemptRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttemptRef) ProtoMessage() {}
+
+func (x *AttemptRef) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttemptRef.ProtoReflect.Descriptor instead.
+func (*AttemptRef) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *AttemptRef) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *AttemptRef) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+type HeldAttempt struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           *AttemptRef            `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Owner         string                 `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"` // Member.ID of the scheduler that the worker answers to
+	State         AttemptState           `protobuf:"varint,3,opt,name=state,proto3,enum=remex.v1.AttemptState" json:"state,omitempty"`
+	StartedUnixNs int64                  `protobuf:"varint,4,opt,name=started_unix_ns,json=startedUnixNs,proto3" json:"started_unix_ns,omitempty"`
+	DoNotCache    bool                   `protobuf:"varint,5,opt,name=do_not_cache,json=doNotCache,proto3" json:"do_not_cache,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldAttempt) Reset() {
+	*x = HeldAttempt{}
+	mi := &file_work_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldAttempt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldAttempt) ProtoMessage() {}
+
+func (x *HeldAttempt) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldAttempt.ProtoReflect.Descriptor instead.
+func (*HeldAttempt) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *HeldAttempt) GetRef() *AttemptRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *HeldAttempt) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *HeldAttempt) GetState() AttemptState {
+	if x != nil {
+		return x.State
+	}
+	return AttemptState_ATTEMPT_UNSPECIFIED
+}
+
+func (x *HeldAttempt) GetStartedUnixNs() int64 {
+	if x != nil {
+		return x.StartedUnixNs
+	}
+	return 0
+}
+
+func (x *HeldAttempt) GetDoNotCache() bool {
+	if x != nil {
+		return x.DoNotCache
+	}
+	return false
+}
+
+type WorkerProperty struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Values        []string               `protobuf:"bytes,2,rep,name=values,proto3" json:"values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerProperty) Reset() {
+	*x = WorkerProperty{}
+	mi := &file_work_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerProperty) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerProperty) ProtoMessage() {}
+
+func (x *WorkerProperty) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerProperty.ProtoReflect.Descriptor instead.
+func (*WorkerProperty) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *WorkerProperty) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *WorkerProperty) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+type SchedulerFence struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SchedulerFence) Reset() {
+	*x = SchedulerFence{}
+	mi := &file_work_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SchedulerFence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SchedulerFence) ProtoMessage() {}
+
+func (x *SchedulerFence) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SchedulerFence.ProtoReflect.Descriptor instead.
+func (*SchedulerFence) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SchedulerFence) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *SchedulerFence) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+type WorkerItem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Item:
+	//
+	//	*WorkerItem_Hello_
+	//	*WorkerItem_Beat_
+	//	*WorkerItem_Lend_
+	//	*WorkerItem_Recall_
+	//	*WorkerItem_Claim_
+	//	*WorkerItem_Refuse_
+	//	*WorkerItem_Started_
+	//	*WorkerItem_Done_
+	//	*WorkerItem_Withdrawn_
+	//	*WorkerItem_Inventory_
+	//	*WorkerItem_Fenced
+	//	*WorkerItem_Bye_
+	Item          isWorkerItem_Item `protobuf_oneof:"item"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerItem) Reset() {
+	*x = WorkerItem{}
+	mi := &file_work_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerItem) ProtoMessage() {}
+
+func (x *WorkerItem) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerItem.ProtoReflect.Descriptor instead.
+func (*WorkerItem) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *WorkerItem) GetItem() isWorkerItem_Item {
+	if x != nil {
+		return x.Item
+	}
+	return nil
+}
+
+func (x *WorkerItem) GetHello() *WorkerItem_Hello {
+	if x != nil {
+		if x, ok := x.Item.(*WorkerItem_Hello_); ok {
+			return x.Hello
+		}
+	}
+	return nil
+}
+
+func (x *WorkerItem) GetBeat() *WorkerItem_Beat {
+	if x != nil {
+		if x, ok := x.Item.(*WorkerItem_Beat_); ok {
+			return x.Beat
+		}
+	}
+	return nil
+}
+
+func (x *WorkerItem) GetLend() *WorkerItem_Lend {
+	if x != nil {
+		if x, ok := x.Item.(*WorkerItem_Lend_); ok {
+			return x.Lend
+		}
+	}
+	return nil
+}
+
+func (x *WorkerItem) GetRecall() *WorkerItem_Recall {
+	if x != nil {
+		if x, ok := x.Item.(*WorkerItem_Recall_); ok {
+			return x.Recall
+		}
+	}
+	return nil
+}
+
+func (x *WorkerItem) GetClaim() *WorkerItem_Claim {
+	if x != nil {
+		if x, ok := x.Item.(*WorkerItem_Claim_); ok {
+			return x.Claim
+		}
+	}
+	return nil
+}
+
+func (x *WorkerItem) GetRefuse() *WorkerItem_Refuse {
+	if x != nil {
+		if x, ok := x.Item.(*WorkerItem_Refuse_); ok {
+			return x.Refuse
+		}
+	}
+	return nil
+}
+
+func (x *WorkerItem) GetStarted() *WorkerItem_Started {
+	if x != nil {
+		if x, ok := x.Item.(*WorkerItem_Started_); ok {
+			return x.Started
+		}
+	}
+	return nil
+}
+
+func (x *WorkerItem) GetDone() *WorkerItem_Done {
+	if x != nil {
+		if x, ok := x.Item.(*WorkerItem_Done_); ok {
+			return x.Done
+		}
+	}
+	return nil
+}
+
+func (x *WorkerItem) GetWithdrawn() *WorkerItem_Withdrawn {
+	if x != nil {
+		if x, ok := x.Item.(*WorkerItem_Withdrawn_); ok {
+			return x.Withdrawn
+		}
+	}
+	return nil
+}
+
+func (x *WorkerItem) GetInventory() *WorkerItem_Inventory {
+	if x != nil {
+		if x, ok := x.Item.(*WorkerItem_Inventory_); ok {
+			return x.Inventory
+		}
+	}
+	return nil
+}
+
+func (x *WorkerItem) GetFenced() *SchedulerFence {
+	if x != nil {
+		if x, ok := x.Item.(*WorkerItem_Fenced); ok {
+			return x.Fenced
+		}
+	}
+	return nil
+}
+
+func (x *WorkerItem) GetBye() *WorkerItem_Bye {
+	if x != nil {
+		if x, ok := x.Item.(*WorkerItem_Bye_); ok {
+			return x.Bye
+		}
+	}
+	return nil
+}
+
+type isWorkerItem_Item interface {
+	isWorkerItem_Item()
+}
+
+type WorkerItem_Hello_ struct {
+	Hello *WorkerItem_Hello `protobuf:"bytes,1,opt,name=hello,proto3,oneof"`
+}
+
+type WorkerItem_Beat_ struct {
+	Beat *WorkerItem_Beat `protobuf:"bytes,2,opt,name=beat,proto3,oneof"`
+}
+
+type WorkerItem_Lend_ struct {
+	Lend *WorkerItem_Lend `protobuf:"bytes,3,opt,name=lend,proto3,oneof"`
+}
+
+type WorkerItem_Recall_ struct {
+	Recall *WorkerItem_Recall `protobuf:"bytes,4,opt,name=recall,proto3,oneof"`
+}
+
+type WorkerItem_Claim_ struct {
+	Claim *WorkerItem_Claim `protobuf:"bytes,5,opt,name=claim,proto3,oneof"`
+}
+
+type WorkerItem_Refuse_ struct {
+	Refuse *WorkerItem_Refuse `protobuf:"bytes,6,opt,name=refuse,proto3,oneof"`
+}
+
+type WorkerItem_Started_ struct {
+	Started *WorkerItem_Started `protobuf:"bytes,7,opt,name=started,proto3,oneof"`
+}
+
+type WorkerItem_Done_ struct {
+	Done *WorkerItem_Done `protobuf:"bytes,8,opt,name=done,proto3,oneof"`
+}
+
+type WorkerItem_Withdrawn_ struct {
+	Withdrawn *WorkerItem_Withdrawn `protobuf:"bytes,9,opt,name=withdrawn,proto3,oneof"`
+}
+
+type WorkerItem_Inventory_ struct {
+	Inventory *WorkerItem_Inventory `protobuf:"bytes,10,opt,name=inventory,proto3,oneof"`
+}
+
+type WorkerItem_Fenced struct {
+	Fenced *SchedulerFence `protobuf:"bytes,11,opt,name=fenced,proto3,oneof"` // the receiver is fenced
+}
+
+type WorkerItem_Bye_ struct {
+	Bye *WorkerItem_Bye `protobuf:"bytes,12,opt,name=bye,proto3,oneof"`
+}
+
+func (*WorkerItem_Hello_) isWorkerItem_Item() {}
+
+func (*WorkerItem_Beat_) isWorkerItem_Item() {}
+
+func (*WorkerItem_Lend_) isWorkerItem_Item() {}
+
+func (*WorkerItem_Recall_) isWorkerItem_Item() {}
+
+func (*WorkerItem_Claim_) isWorkerItem_Item() {}
+
+func (*WorkerItem_Refuse_) isWorkerItem_Item() {}
+
+func (*WorkerItem_Started_) isWorkerItem_Item() {}
+
+func (*WorkerItem_Done_) isWorkerItem_Item() {}
+
+func (*WorkerItem_Withdrawn_) isWorkerItem_Item() {}
+
+func (*WorkerItem_Inventory_) isWorkerItem_Item() {}
+
+func (*WorkerItem_Fenced) isWorkerItem_Item() {}
+
+func (*WorkerItem_Bye_) isWorkerItem_Item() {}
+
+type WorkTask struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Attempt       uint32                 `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Instance      string                 `protobuf:"bytes,3,opt,name=instance,proto3" json:"instance,omitempty"`
+	Action        []byte                 `protobuf:"bytes,4,opt,name=action,proto3" json:"action,omitempty"` // packed digest
+	DoNotCache    bool                   `protobuf:"varint,5,opt,name=do_not_cache,json=doNotCache,proto3" json:"do_not_cache,omitempty"`
+	Metadata      []byte                 `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"` // a serialized RequestMetadata
+	ActionBlob    []byte                 `protobuf:"bytes,7,opt,name=action_blob,json=actionBlob,proto3" json:"action_blob,omitempty"`
+	CommandBlob   []byte                 `protobuf:"bytes,8,opt,name=command_blob,json=commandBlob,proto3" json:"command_blob,omitempty"`
+	RootBlob      []byte                 `protobuf:"bytes,9,opt,name=root_blob,json=rootBlob,proto3" json:"root_blob,omitempty"`
+	QueuedUnixNs  int64                  `protobuf:"varint,10,opt,name=queued_unix_ns,json=queuedUnixNs,proto3" json:"queued_unix_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkTask) Reset() {
+	*x = WorkTask{}
+	mi := &file_work_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkTask) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkTask) ProtoMessage() {}
+
+func (x *WorkTask) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkTask.ProtoReflect.Descriptor instead.
+func (*WorkTask) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *WorkTask) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *WorkTask) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *WorkTask) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *WorkTask) GetAction() []byte {
+	if x != nil {
+		return x.Action
+	}
+	return nil
+}
+
+func (x *WorkTask) GetDoNotCache() bool {
+	if x != nil {
+		return x.DoNotCache
+	}
+	return false
+}
+
+func (x *WorkTask) GetMetadata() []byte {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *WorkTask) GetActionBlob() []byte {
+	if x != nil {
+		return x.ActionBlob
+	}
+	return nil
+}
+
+func (x *WorkTask) GetCommandBlob() []byte {
+	if x != nil {
+		return x.CommandBlob
+	}
+	return nil
+}
+
+func (x *WorkTask) GetRootBlob() []byte {
+	if x != nil {
+		return x.RootBlob
+	}
+	return nil
+}
+
+func (x *WorkTask) GetQueuedUnixNs() int64 {
+	if x != nil {
+		return x.QueuedUnixNs
+	}
+	return 0
+}
+
+type SchedulerItem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Item:
+	//
+	//	*SchedulerItem_Hello_
+	//	*SchedulerItem_Beat_
+	//	*SchedulerItem_Offer_
+	//	*SchedulerItem_None_
+	//	*SchedulerItem_GiveBack_
+	//	*SchedulerItem_Bid_
+	//	*SchedulerItem_Kill
+	//	*SchedulerItem_Withdraw
+	//	*SchedulerItem_Ack
+	//	*SchedulerItem_Own
+	//	*SchedulerItem_Fence
+	Item          isSchedulerItem_Item `protobuf_oneof:"item"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SchedulerItem) Reset() {
+	*x = SchedulerItem{}
+	mi := &file_work_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SchedulerItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SchedulerItem) ProtoMessage() {}
+
+func (x *SchedulerItem) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SchedulerItem.ProtoReflect.Descriptor instead.
+func (*SchedulerItem) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *SchedulerItem) GetItem() isSchedulerItem_Item {
+	if x != nil {
+		return x.Item
+	}
+	return nil
+}
+
+func (x *SchedulerItem) GetHello() *SchedulerItem_Hello {
+	if x != nil {
+		if x, ok := x.Item.(*SchedulerItem_Hello_); ok {
+			return x.Hello
+		}
+	}
+	return nil
+}
+
+func (x *SchedulerItem) GetBeat() *SchedulerItem_Beat {
+	if x != nil {
+		if x, ok := x.Item.(*SchedulerItem_Beat_); ok {
+			return x.Beat
+		}
+	}
+	return nil
+}
+
+func (x *SchedulerItem) GetOffer() *SchedulerItem_Offer {
+	if x != nil {
+		if x, ok := x.Item.(*SchedulerItem_Offer_); ok {
+			return x.Offer
+		}
+	}
+	return nil
+}
+
+func (x *SchedulerItem) GetNone() *SchedulerItem_None {
+	if x != nil {
+		if x, ok := x.Item.(*SchedulerItem_None_); ok {
+			return x.None
+		}
+	}
+	return nil
+}
+
+func (x *SchedulerItem) GetGiveBack() *SchedulerItem_GiveBack {
+	if x != nil {
+		if x, ok := x.Item.(*SchedulerItem_GiveBack_); ok {
+			return x.GiveBack
+		}
+	}
+	return nil
+}
+
+func (x *SchedulerItem) GetBid() *SchedulerItem_Bid {
+	if x != nil {
+		if x, ok := x.Item.(*SchedulerItem_Bid_); ok {
+			return x.Bid
+		}
+	}
+	return nil
+}
+
+func (x *SchedulerItem) GetKill() *AttemptRef {
+	if x != nil {
+		if x, ok := x.Item.(*SchedulerItem_Kill); ok {
+			return x.Kill
+		}
+	}
+	return nil
+}
+
+func (x *SchedulerItem) GetWithdraw() *AttemptRef {
+	if x != nil {
+		if x, ok := x.Item.(*SchedulerItem_Withdraw); ok {
+			return x.Withdraw
+		}
+	}
+	return nil
+}
+
+func (x *SchedulerItem) GetAck() *AttemptRef {
+	if x != nil {
+		if x, ok := x.Item.(*SchedulerItem_Ack); ok {
+			return x.Ack
+		}
+	}
+	return nil
+}
+
+func (x *SchedulerItem) GetOwn() *AttemptRef {
+	if x != nil {
+		if x, ok := x.Item.(*SchedulerItem_Own); ok {
+			return x.Own
+		}
+	}
+	return nil
+}
+
+func (x *SchedulerItem) GetFence() *SchedulerFence {
+	if x != nil {
+		if x, ok := x.Item.(*SchedulerItem_Fence); ok {
+			return x.Fence
+		}
+	}
+	return nil
+}
+
+type isSchedulerItem_Item interface {
+	isSchedulerItem_Item()
+}
+
+type SchedulerItem_Hello_ struct {
+	Hello *SchedulerItem_Hello `protobuf:"bytes,1,opt,name=hello,proto3,oneof"`
+}
+
+type SchedulerItem_Beat_ struct {
+	Beat *SchedulerItem_Beat `protobuf:"bytes,2,opt,name=beat,proto3,oneof"`
+}
+
+type SchedulerItem_Offer_ struct {
+	Offer *SchedulerItem_Offer `protobuf:"bytes,3,opt,name=offer,proto3,oneof"`
+}
+
+type SchedulerItem_None_ struct {
+	None *SchedulerItem_None `protobuf:"bytes,4,opt,name=none,proto3,oneof"`
+}
+
+type SchedulerItem_GiveBack_ struct {
+	GiveBack *SchedulerItem_GiveBack `protobuf:"bytes,5,opt,name=give_back,json=giveBack,proto3,oneof"`
+}
+
+type SchedulerItem_Bid_ struct {
+	Bid *SchedulerItem_Bid `protobuf:"bytes,6,opt,name=bid,proto3,oneof"`
+}
+
+type SchedulerItem_Kill struct {
+	Kill *AttemptRef `protobuf:"bytes,7,opt,name=kill,proto3,oneof"`
+}
+
+type SchedulerItem_Withdraw struct {
+	Withdraw *AttemptRef `protobuf:"bytes,8,opt,name=withdraw,proto3,oneof"`
+}
+
+type SchedulerItem_Ack struct {
+	Ack *AttemptRef `protobuf:"bytes,9,opt,name=ack,proto3,oneof"`
+}
+
+type SchedulerItem_Own struct {
+	Own *AttemptRef `protobuf:"bytes,10,opt,name=own,proto3,oneof"`
+}
+
+type SchedulerItem_Fence struct {
+	Fence *SchedulerFence `protobuf:"bytes,11,opt,name=fence,proto3,oneof"`
+}
+
+func (*SchedulerItem_Hello_) isSchedulerItem_Item() {}
+
+func (*SchedulerItem_Beat_) isSchedulerItem_Item() {}
+
+func (*SchedulerItem_Offer_) isSchedulerItem_Item() {}
+
+func (*SchedulerItem_None_) isSchedulerItem_Item() {}
+
+func (*SchedulerItem_GiveBack_) isSchedulerItem_Item() {}
+
+func (*SchedulerItem_Bid_) isSchedulerItem_Item() {}
+
+func (*SchedulerItem_Kill) isSchedulerItem_Item() {}
+
+func (*SchedulerItem_Withdraw) isSchedulerItem_Item() {}
+
+func (*SchedulerItem_Ack) isSchedulerItem_Item() {}
+
+func (*SchedulerItem_Own) isSchedulerItem_Item() {}
+
+func (*SchedulerItem_Fence) isSchedulerItem_Item() {}
+
+type PlatformProperty struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlatformProperty) Reset() {
+	*x = PlatformProperty{}
+	mi := &file_work_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlatformProperty) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlatformProperty) ProtoMessage() {}
+
+func (x *PlatformProperty) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlatformProperty.ProtoReflect.Descriptor instead.
+func (*PlatformProperty) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *PlatformProperty) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PlatformProperty) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+type ExecuteTask struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Instance      string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	Scope         string                 `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
+	Action        []byte                 `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"` // packed digest
+	DoNotCache    bool                   `protobuf:"varint,4,opt,name=do_not_cache,json=doNotCache,proto3" json:"do_not_cache,omitempty"`
+	Priority      int32                  `protobuf:"zigzag32,5,opt,name=priority,proto3" json:"priority,omitempty"`
+	Invocation    string                 `protobuf:"bytes,6,opt,name=invocation,proto3" json:"invocation,omitempty"`
+	Principal     string                 `protobuf:"bytes,7,opt,name=principal,proto3" json:"principal,omitempty"`
+	Metadata      []byte                 `protobuf:"bytes,8,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Platform      []*PlatformProperty    `protobuf:"bytes,9,rep,name=platform,proto3" json:"platform,omitempty"`
+	TimeoutNs     int64                  `protobuf:"varint,10,opt,name=timeout_ns,json=timeoutNs,proto3" json:"timeout_ns,omitempty"`
+	FirstOutput   string                 `protobuf:"bytes,11,opt,name=first_output,json=firstOutput,proto3" json:"first_output,omitempty"`
+	ActionBlob    []byte                 `protobuf:"bytes,12,opt,name=action_blob,json=actionBlob,proto3" json:"action_blob,omitempty"`
+	CommandBlob   []byte                 `protobuf:"bytes,13,opt,name=command_blob,json=commandBlob,proto3" json:"command_blob,omitempty"`
+	RootBlob      []byte                 `protobuf:"bytes,14,opt,name=root_blob,json=rootBlob,proto3" json:"root_blob,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecuteTask) Reset() {
+	*x = ExecuteTask{}
+	mi := &file_work_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecuteTask) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecuteTask) ProtoMessage() {}
+
+func (x *ExecuteTask) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecuteTask.ProtoReflect.Descriptor instead.
+func (*ExecuteTask) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ExecuteTask) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *ExecuteTask) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *ExecuteTask) GetAction() []byte {
+	if x != nil {
+		return x.Action
+	}
+	return nil
+}
+
+func (x *ExecuteTask) GetDoNotCache() bool {
+	if x != nil {
+		return x.DoNotCache
+	}
+	return false
+}
+
+func (x *ExecuteTask) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *ExecuteTask) GetInvocation() string {
+	if x != nil {
+		return x.Invocation
+	}
+	return ""
+}
+
+func (x *ExecuteTask) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *ExecuteTask) GetMetadata() []byte {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *ExecuteTask) GetPlatform() []*PlatformProperty {
+	if x != nil {
+		return x.Platform
+	}
+	return nil
+}
+
+func (x *ExecuteTask) GetTimeoutNs() int64 {
+	if x != nil {
+		return x.TimeoutNs
+	}
+	return 0
+}
+
+func (x *ExecuteTask) GetFirstOutput() string {
+	if x != nil {
+		return x.FirstOutput
+	}
+	return ""
+}
+
+func (x *ExecuteTask) GetActionBlob() []byte {
+	if x != nil {
+		return x.ActionBlob
+	}
+	return nil
+}
+
+func (x *ExecuteTask) GetCommandBlob() []byte {
+	if x != nil {
+		return x.CommandBlob
+	}
+	return nil
+}
+
+func (x *ExecuteTask) GetRootBlob() []byte {
+	if x != nil {
+		return x.RootBlob
+	}
+	return nil
+}
+
+type TaskKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Instance      string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	Scope         uint64                 `protobuf:"fixed64,2,opt,name=scope,proto3" json:"scope,omitempty"`
+	Action        []byte                 `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskKey) Reset() {
+	*x = TaskKey{}
+	mi := &file_work_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskKey) ProtoMessage() {}
+
+func (x *TaskKey) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskKey.ProtoReflect.Descriptor instead.
+func (*TaskKey) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *TaskKey) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *TaskKey) GetScope() uint64 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
+func (x *TaskKey) GetAction() []byte {
+	if x != nil {
+		return x.Action
+	}
+	return nil
+}
+
+type CallerItem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Item:
+	//
+	//	*CallerItem_Hello_
+	//	*CallerItem_Beat_
+	//	*CallerItem_Submit_
+	//	*CallerItem_Attach
+	//	*CallerItem_Look
+	//	*CallerItem_Cancel
+	//	*CallerItem_Detach_
+	//	*CallerItem_Keeps
+	//	*CallerItem_Releases
+	Item          isCallerItem_Item `protobuf_oneof:"item"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallerItem) Reset() {
+	*x = CallerItem{}
+	mi := &file_work_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallerItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallerItem) ProtoMessage() {}
+
+func (x *CallerItem) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallerItem.ProtoReflect.Descriptor instead.
+func (*CallerItem) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *CallerItem) GetItem() isCallerItem_Item {
+	if x != nil {
+		return x.Item
+	}
+	return nil
+}
+
+func (x *CallerItem) GetHello() *CallerItem_Hello {
+	if x != nil {
+		if x, ok := x.Item.(*CallerItem_Hello_); ok {
+			return x.Hello
+		}
+	}
+	return nil
+}
+
+func (x *CallerItem) GetBeat() *CallerItem_Beat {
+	if x != nil {
+		if x, ok := x.Item.(*CallerItem_Beat_); ok {
+			return x.Beat
+		}
+	}
+	return nil
+}
+
+func (x *CallerItem) GetSubmit() *CallerItem_Submit {
+	if x != nil {
+		if x, ok := x.Item.(*CallerItem_Submit_); ok {
+			return x.Submit
+		}
+	}
+	return nil
+}
+
+func (x *CallerItem) GetAttach() *CallerItem_Named {
+	if x != nil {
+		if x, ok := x.Item.(*CallerItem_Attach); ok {
+			return x.Attach
+		}
+	}
+	return nil
+}
+
+func (x *CallerItem) GetLook() *CallerItem_Named {
+	if x != nil {
+		if x, ok := x.Item.(*CallerItem_Look); ok {
+			return x.Look
+		}
+	}
+	return nil
+}
+
+func (x *CallerItem) GetCancel() *CallerItem_Named {
+	if x != nil {
+		if x, ok := x.Item.(*CallerItem_Cancel); ok {
+			return x.Cancel
+		}
+	}
+	return nil
+}
+
+func (x *CallerItem) GetDetach() *CallerItem_Detach {
+	if x != nil {
+		if x, ok := x.Item.(*CallerItem_Detach_); ok {
+			return x.Detach
+		}
+	}
+	return nil
+}
+
+func (x *CallerItem) GetKeeps() *CallerItem_Keys {
+	if x != nil {
+		if x, ok := x.Item.(*CallerItem_Keeps); ok {
+			return x.Keeps
+		}
+	}
+	return nil
+}
+
+func (x *CallerItem) GetReleases() *CallerItem_Keys {
+	if x != nil {
+		if x, ok := x.Item.(*CallerItem_Releases); ok {
+			return x.Releases
+		}
+	}
+	return nil
+}
+
+type isCallerItem_Item interface {
+	isCallerItem_Item()
+}
+
+type CallerItem_Hello_ struct {
+	Hello *CallerItem_Hello `protobuf:"bytes,1,opt,name=hello,proto3,oneof"`
+}
+
+type CallerItem_Beat_ struct {
+	Beat *CallerItem_Beat `protobuf:"bytes,2,opt,name=beat,proto3,oneof"`
+}
+
+type CallerItem_Submit_ struct {
+	Submit *CallerItem_Submit `protobuf:"bytes,3,opt,name=submit,proto3,oneof"`
+}
+
+type CallerItem_Attach struct {
+	Attach *CallerItem_Named `protobuf:"bytes,4,opt,name=attach,proto3,oneof"`
+}
+
+type CallerItem_Look struct {
+	Look *CallerItem_Named `protobuf:"bytes,5,opt,name=look,proto3,oneof"`
+}
+
+type CallerItem_Cancel struct {
+	Cancel *CallerItem_Named `protobuf:"bytes,6,opt,name=cancel,proto3,oneof"`
+}
+
+type CallerItem_Detach_ struct {
+	Detach *CallerItem_Detach `protobuf:"bytes,7,opt,name=detach,proto3,oneof"`
+}
+
+type CallerItem_Keeps struct {
+	Keeps *CallerItem_Keys `protobuf:"bytes,8,opt,name=keeps,proto3,oneof"`
+}
+
+type CallerItem_Releases struct {
+	Releases *CallerItem_Keys `protobuf:"bytes,9,opt,name=releases,proto3,oneof"`
+}
+
+func (*CallerItem_Hello_) isCallerItem_Item() {}
+
+func (*CallerItem_Beat_) isCallerItem_Item() {}
+
+func (*CallerItem_Submit_) isCallerItem_Item() {}
+
+func (*CallerItem_Attach) isCallerItem_Item() {}
+
+func (*CallerItem_Look) isCallerItem_Item() {}
+
+func (*CallerItem_Cancel) isCallerItem_Item() {}
+
+func (*CallerItem_Detach_) isCallerItem_Item() {}
+
+func (*CallerItem_Keeps) isCallerItem_Item() {}
+
+func (*CallerItem_Releases) isCallerItem_Item() {}
+
+type TaskUpdate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Action        []byte                 `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
+	Stage         uint32                 `protobuf:"varint,3,opt,name=stage,proto3" json:"stage,omitempty"`
+	Worker        string                 `protobuf:"bytes,4,opt,name=worker,proto3" json:"worker,omitempty"`
+	QueuedUnixNs  int64                  `protobuf:"varint,5,opt,name=queued_unix_ns,json=queuedUnixNs,proto3" json:"queued_unix_ns,omitempty"`
+	StartedUnixNs int64                  `protobuf:"varint,6,opt,name=started_unix_ns,json=startedUnixNs,proto3" json:"started_unix_ns,omitempty"`
+	Done          bool                   `protobuf:"varint,7,opt,name=done,proto3" json:"done,omitempty"`
+	Response      []byte                 `protobuf:"bytes,8,opt,name=response,proto3" json:"response,omitempty"`
+	Code          uint32                 `protobuf:"varint,9,opt,name=code,proto3" json:"code,omitempty"`
+	Message       string                 `protobuf:"bytes,10,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskUpdate) Reset() {
+	*x = TaskUpdate{}
+	mi := &file_work_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskUpdate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskUpdate) ProtoMessage() {}
+
+func (x *TaskUpdate) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskUpdate.ProtoReflect.Descriptor instead.
+func (*TaskUpdate) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *TaskUpdate) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TaskUpdate) GetAction() []byte {
+	if x != nil {
+		return x.Action
+	}
+	return nil
+}
+
+func (x *TaskUpdate) GetStage() uint32 {
+	if x != nil {
+		return x.Stage
+	}
+	return 0
+}
+
+func (x *TaskUpdate) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *TaskUpdate) GetQueuedUnixNs() int64 {
+	if x != nil {
+		return x.QueuedUnixNs
+	}
+	return 0
+}
+
+func (x *TaskUpdate) GetStartedUnixNs() int64 {
+	if x != nil {
+		return x.StartedUnixNs
+	}
+	return 0
+}
+
+func (x *TaskUpdate) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *TaskUpdate) GetResponse() []byte {
+	if x != nil {
+		return x.Response
+	}
+	return nil
+}
+
+func (x *TaskUpdate) GetCode() uint32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *TaskUpdate) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+type OwnerItem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Item:
+	//
+	//	*OwnerItem_Hello_
+	//	*OwnerItem_Beat_
+	//	*OwnerItem_Update_
+	//	*OwnerItem_Gone_
+	//	*OwnerItem_NotMine_
+	//	*OwnerItem_Fenced
+	Item          isOwnerItem_Item `protobuf_oneof:"item"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OwnerItem) Reset() {
+	*x = OwnerItem{}
+	mi := &file_work_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OwnerItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OwnerItem) ProtoMessage() {}
+
+func (x *OwnerItem) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OwnerItem.ProtoReflect.Descriptor instead.
+func (*OwnerItem) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *OwnerItem) GetItem() isOwnerItem_Item {
+	if x != nil {
+		return x.Item
+	}
+	return nil
+}
+
+func (x *OwnerItem) GetHello() *OwnerItem_Hello {
+	if x != nil {
+		if x, ok := x.Item.(*OwnerItem_Hello_); ok {
+			return x.Hello
+		}
+	}
+	return nil
+}
+
+func (x *OwnerItem) GetBeat() *OwnerItem_Beat {
+	if x != nil {
+		if x, ok := x.Item.(*OwnerItem_Beat_); ok {
+			return x.Beat
+		}
+	}
+	return nil
+}
+
+func (x *OwnerItem) GetUpdate() *OwnerItem_Update {
+	if x != nil {
+		if x, ok := x.Item.(*OwnerItem_Update_); ok {
+			return x.Update
+		}
+	}
+	return nil
+}
+
+func (x *OwnerItem) GetGone() *OwnerItem_Gone {
+	if x != nil {
+		if x, ok := x.Item.(*OwnerItem_Gone_); ok {
+			return x.Gone
+		}
+	}
+	return nil
+}
+
+func (x *OwnerItem) GetNotMine() *OwnerItem_NotMine {
+	if x != nil {
+		if x, ok := x.Item.(*OwnerItem_NotMine_); ok {
+			return x.NotMine
+		}
+	}
+	return nil
+}
+
+func (x *OwnerItem) GetFenced() *SchedulerFence {
+	if x != nil {
+		if x, ok := x.Item.(*OwnerItem_Fenced); ok {
+			return x.Fenced
+		}
+	}
+	return nil
+}
+
+type isOwnerItem_Item interface {
+	isOwnerItem_Item()
+}
+
+type OwnerItem_Hello_ struct {
+	Hello *OwnerItem_Hello `protobuf:"bytes,1,opt,name=hello,proto3,oneof"`
+}
+
+type OwnerItem_Beat_ struct {
+	Beat *OwnerItem_Beat `protobuf:"bytes,2,opt,name=beat,proto3,oneof"`
+}
+
+type OwnerItem_Update_ struct {
+	Update *OwnerItem_Update `protobuf:"bytes,3,opt,name=update,proto3,oneof"`
+}
+
+type OwnerItem_Gone_ struct {
+	Gone *OwnerItem_Gone `protobuf:"bytes,4,opt,name=gone,proto3,oneof"`
+}
+
+type OwnerItem_NotMine_ struct {
+	NotMine *OwnerItem_NotMine `protobuf:"bytes,5,opt,name=not_mine,json=notMine,proto3,oneof"`
+}
+
+type OwnerItem_Fenced struct {
+	Fenced *SchedulerFence `protobuf:"bytes,6,opt,name=fenced,proto3,oneof"`
+}
+
+func (*OwnerItem_Hello_) isOwnerItem_Item() {}
+
+func (*OwnerItem_Beat_) isOwnerItem_Item() {}
+
+func (*OwnerItem_Update_) isOwnerItem_Item() {}
+
+func (*OwnerItem_Gone_) isOwnerItem_Item() {}
+
+func (*OwnerItem_NotMine_) isOwnerItem_Item() {}
+
+func (*OwnerItem_Fenced) isOwnerItem_Item() {}
+
+type WorkerItem_Hello struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Pool          string                 `protobuf:"bytes,3,opt,name=pool,proto3" json:"pool,omitempty"`
+	Properties    []*WorkerProperty      `protobuf:"bytes,4,rep,name=properties,proto3" json:"properties,omitempty"`
+	Executors     uint32                 `protobuf:"varint,5,opt,name=executors,proto3" json:"executors,omitempty"`
+	Attempts      []*HeldAttempt         `protobuf:"bytes,6,rep,name=attempts,proto3" json:"attempts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerItem_Hello) Reset() {
+	*x = WorkerItem_Hello{}
+	mi := &file_work_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerItem_Hello) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerItem_Hello) ProtoMessage() {}
+
+func (x *WorkerItem_Hello) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerItem_Hello.ProtoReflect.Descriptor instead.
+func (*WorkerItem_Hello) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{8, 0}
+}
+
+func (x *WorkerItem_Hello) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *WorkerItem_Hello) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *WorkerItem_Hello) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *WorkerItem_Hello) GetProperties() []*WorkerProperty {
+	if x != nil {
+		return x.Properties
+	}
+	return nil
+}
+
+func (x *WorkerItem_Hello) GetExecutors() uint32 {
+	if x != nil {
+		return x.Executors
+	}
+	return 0
+}
+
+func (x *WorkerItem_Hello) GetAttempts() []*HeldAttempt {
+	if x != nil {
+		return x.Attempts
+	}
+	return nil
+}
+
+type WorkerItem_Beat struct {
+	state         protoimpl.MessageState   `protogen:"open.v1"`
+	Running       uint32                   `protobuf:"varint,1,opt,name=running,proto3" json:"running,omitempty"`
+	Heard         []*WorkerItem_Beat_Heard `protobuf:"bytes,2,rep,name=heard,proto3" json:"heard,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerItem_Beat) Reset() {
+	*x = WorkerItem_Beat{}
+	mi := &file_work_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerItem_Beat) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerItem_Beat) ProtoMessage() {}
+
+func (x *WorkerItem_Beat) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerItem_Beat.ProtoReflect.Descriptor instead.
+func (*WorkerItem_Beat) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{8, 1}
+}
+
+func (x *WorkerItem_Beat) GetRunning() uint32 {
+	if x != nil {
+		return x.Running
+	}
+	return 0
+}
+
+func (x *WorkerItem_Beat) GetHeard() []*WorkerItem_Beat_Heard {
+	if x != nil {
+		return x.Heard
+	}
+	return nil
+}
+
+type WorkerItem_Lend struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Slot          uint32                 `protobuf:"varint,1,opt,name=slot,proto3" json:"slot,omitempty"`
+	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerItem_Lend) Reset() {
+	*x = WorkerItem_Lend{}
+	mi := &file_work_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerItem_Lend) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerItem_Lend) ProtoMessage() {}
+
+func (x *WorkerItem_Lend) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerItem_Lend.ProtoReflect.Descriptor instead.
+func (*WorkerItem_Lend) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{8, 2}
+}
+
+func (x *WorkerItem_Lend) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *WorkerItem_Lend) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+type WorkerItem_Recall struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Slot          uint32                 `protobuf:"varint,1,opt,name=slot,proto3" json:"slot,omitempty"`
+	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerItem_Recall) Reset() {
+	*x = WorkerItem_Recall{}
+	mi := &file_work_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerItem_Recall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerItem_Recall) ProtoMessage() {}
+
+func (x *WorkerItem_Recall) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerItem_Recall.ProtoReflect.Descriptor instead.
+func (*WorkerItem_Recall) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{8, 3}
+}
+
+func (x *WorkerItem_Recall) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *WorkerItem_Recall) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+type WorkerItem_Claim struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Ahead         bool                   `protobuf:"varint,2,opt,name=ahead,proto3" json:"ahead,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerItem_Claim) Reset() {
+	*x = WorkerItem_Claim{}
+	mi := &file_work_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerItem_Claim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerItem_Claim) ProtoMessage() {}
+
+func (x *WorkerItem_Claim) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerItem_Claim.ProtoReflect.Descriptor instead.
+func (*WorkerItem_Claim) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{8, 4}
+}
+
+func (x *WorkerItem_Claim) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *WorkerItem_Claim) GetAhead() bool {
+	if x != nil {
+		return x.Ahead
+	}
+	return false
+}
+
+type WorkerItem_Refuse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           *AttemptRef            `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerItem_Refuse) Reset() {
+	*x = WorkerItem_Refuse{}
+	mi := &file_work_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerItem_Refuse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerItem_Refuse) ProtoMessage() {}
+
+func (x *WorkerItem_Refuse) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerItem_Refuse.ProtoReflect.Descriptor instead.
+func (*WorkerItem_Refuse) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{8, 5}
+}
+
+func (x *WorkerItem_Refuse) GetRef() *AttemptRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+type WorkerItem_Started struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           *AttemptRef            `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	AtUnixNs      int64                  `protobuf:"varint,2,opt,name=at_unix_ns,json=atUnixNs,proto3" json:"at_unix_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerItem_Started) Reset() {
+	*x = WorkerItem_Started{}
+	mi := &file_work_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerItem_Started) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerItem_Started) ProtoMessage() {}
+
+func (x *WorkerItem_Started) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerItem_Started.ProtoReflect.Descriptor instead.
+func (*WorkerItem_Started) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{8, 6}
+}
+
+func (x *WorkerItem_Started) GetRef() *AttemptRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *WorkerItem_Started) GetAtUnixNs() int64 {
+	if x != nil {
+		return x.AtUnixNs
+	}
+	return 0
+}
+
+type WorkerItem_Done struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           *AttemptRef            `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Response      []byte                 `protobuf:"bytes,2,opt,name=response,proto3" json:"response,omitempty"`
+	Code          uint32                 `protobuf:"varint,3,opt,name=code,proto3" json:"code,omitempty"`
+	Message       string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerItem_Done) Reset() {
+	*x = WorkerItem_Done{}
+	mi := &file_work_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerItem_Done) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerItem_Done) ProtoMessage() {}
+
+func (x *WorkerItem_Done) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerItem_Done.ProtoReflect.Descriptor instead.
+func (*WorkerItem_Done) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{8, 7}
+}
+
+func (x *WorkerItem_Done) GetRef() *AttemptRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *WorkerItem_Done) GetResponse() []byte {
+	if x != nil {
+		return x.Response
+	}
+	return nil
+}
+
+func (x *WorkerItem_Done) GetCode() uint32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *WorkerItem_Done) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+type WorkerItem_Withdrawn struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           *AttemptRef            `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerItem_Withdrawn) Reset() {
+	*x = WorkerItem_Withdrawn{}
+	mi := &file_work_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerItem_Withdrawn) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerItem_Withdrawn) ProtoMessage() {}
+
+func (x *WorkerItem_Withdrawn) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerItem_Withdrawn.ProtoReflect.Descriptor instead.
+func (*WorkerItem_Withdrawn) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{8, 8}
+}
+
+func (x *WorkerItem_Withdrawn) GetRef() *AttemptRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+type WorkerItem_Inventory struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Of            string                 `protobuf:"bytes,1,opt,name=of,proto3" json:"of,omitempty"`
+	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	Attempts      []*HeldAttempt         `protobuf:"bytes,3,rep,name=attempts,proto3" json:"attempts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerItem_Inventory) Reset() {
+	*x = WorkerItem_Inventory{}
+	mi := &file_work_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerItem_Inventory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerItem_Inventory) ProtoMessage() {}
+
+func (x *WorkerItem_Inventory) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerItem_Inventory.ProtoReflect.Descriptor instead.
+func (*WorkerItem_Inventory) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{8, 9}
+}
+
+func (x *WorkerItem_Inventory) GetOf() string {
+	if x != nil {
+		return x.Of
+	}
+	return ""
+}
+
+func (x *WorkerItem_Inventory) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *WorkerItem_Inventory) GetAttempts() []*HeldAttempt {
+	if x != nil {
+		return x.Attempts
+	}
+	return nil
+}
+
+type WorkerItem_Bye struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerItem_Bye) Reset() {
+	*x = WorkerItem_Bye{}
+	mi := &file_work_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerItem_Bye) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerItem_Bye) ProtoMessage() {}
+
+func (x *WorkerItem_Bye) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerItem_Bye.ProtoReflect.Descriptor instead.
+func (*WorkerItem_Bye) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{8, 10}
+}
+
+type WorkerItem_Beat_Heard struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	AgoMs         uint32                 `protobuf:"varint,2,opt,name=ago_ms,json=agoMs,proto3" json:"ago_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerItem_Beat_Heard) Reset() {
+	*x = WorkerItem_Beat_Heard{}
+	mi := &file_work_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerItem_Beat_Heard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerItem_Beat_Heard) ProtoMessage() {}
+
+func (x *WorkerItem_Beat_Heard) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerItem_Beat_Heard.ProtoReflect.Descriptor instead.
+func (*WorkerItem_Beat_Heard) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{8, 1, 0}
+}
+
+func (x *WorkerItem_Beat_Heard) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *WorkerItem_Beat_Heard) GetAgoMs() uint32 {
+	if x != nil {
+		return x.AgoMs
+	}
+	return 0
+}
+
+type SchedulerItem_Hello struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SchedulerItem_Hello) Reset() {
+	*x = SchedulerItem_Hello{}
+	mi := &file_work_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SchedulerItem_Hello) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SchedulerItem_Hello) ProtoMessage() {}
+
+func (x *SchedulerItem_Hello) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SchedulerItem_Hello.ProtoReflect.Descriptor instead.
+func (*SchedulerItem_Hello) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{10, 0}
+}
+
+func (x *SchedulerItem_Hello) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *SchedulerItem_Hello) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+type SchedulerItem_Beat struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SchedulerItem_Beat) Reset() {
+	*x = SchedulerItem_Beat{}
+	mi := &file_work_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SchedulerItem_Beat) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SchedulerItem_Beat) ProtoMessage() {}
+
+func (x *SchedulerItem_Beat) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SchedulerItem_Beat.ProtoReflect.Descriptor instead.
+func (*SchedulerItem_Beat) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{10, 1}
+}
+
+type SchedulerItem_Offer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Slot          uint32                 `protobuf:"varint,1,opt,name=slot,proto3" json:"slot,omitempty"`
+	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	Claim         uint64                 `protobuf:"varint,3,opt,name=claim,proto3" json:"claim,omitempty"` // not 0: answers a claim, and slot and seq are unset
+	Task          *WorkTask              `protobuf:"bytes,4,opt,name=task,proto3" json:"task,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SchedulerItem_Offer) Reset() {
+	*x = SchedulerItem_Offer{}
+	mi := &file_work_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SchedulerItem_Offer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SchedulerItem_Offer) ProtoMessage() {}
+
+func (x *SchedulerItem_Offer) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SchedulerItem_Offer.ProtoReflect.Descriptor instead.
+func (*SchedulerItem_Offer) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{10, 2}
+}
+
+func (x *SchedulerItem_Offer) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *SchedulerItem_Offer) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *SchedulerItem_Offer) GetClaim() uint64 {
+	if x != nil {
+		return x.Claim
+	}
+	return 0
+}
+
+func (x *SchedulerItem_Offer) GetTask() *WorkTask {
+	if x != nil {
+		return x.Task
+	}
+	return nil
+}
+
+type SchedulerItem_None struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Claim         uint64                 `protobuf:"varint,1,opt,name=claim,proto3" json:"claim,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SchedulerItem_None) Reset() {
+	*x = SchedulerItem_None{}
+	mi := &file_work_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SchedulerItem_None) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SchedulerItem_None) ProtoMessage() {}
+
+func (x *SchedulerItem_None) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SchedulerItem_None.ProtoReflect.Descriptor instead.
+func (*SchedulerItem_None) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{10, 3}
+}
+
+func (x *SchedulerItem_None) GetClaim() uint64 {
+	if x != nil {
+		return x.Claim
+	}
+	return 0
+}
+
+type SchedulerItem_GiveBack struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Slot          uint32                 `protobuf:"varint,1,opt,name=slot,proto3" json:"slot,omitempty"`
+	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SchedulerItem_GiveBack) Reset() {
+	*x = SchedulerItem_GiveBack{}
+	mi := &file_work_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SchedulerItem_GiveBack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SchedulerItem_GiveBack) ProtoMessage() {}
+
+func (x *SchedulerItem_GiveBack) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SchedulerItem_GiveBack.ProtoReflect.Descriptor instead.
+func (*SchedulerItem_GiveBack) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{10, 4}
+}
+
+func (x *SchedulerItem_GiveBack) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *SchedulerItem_GiveBack) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+type SchedulerItem_Bid struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Priority      int32                  `protobuf:"zigzag32,1,opt,name=priority,proto3" json:"priority,omitempty"`
+	Principal     uint32                 `protobuf:"varint,2,opt,name=principal,proto3" json:"principal,omitempty"`
+	Invocation    uint32                 `protobuf:"varint,3,opt,name=invocation,proto3" json:"invocation,omitempty"`
+	ArrivedUnixS  int64                  `protobuf:"varint,4,opt,name=arrived_unix_s,json=arrivedUnixS,proto3" json:"arrived_unix_s,omitempty"`
+	Want          uint32                 `protobuf:"varint,5,opt,name=want,proto3" json:"want,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SchedulerItem_Bid) Reset() {
+	*x = SchedulerItem_Bid{}
+	mi := &file_work_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SchedulerItem_Bid) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SchedulerItem_Bid) ProtoMessage() {}
+
+func (x *SchedulerItem_Bid) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SchedulerItem_Bid.ProtoReflect.Descriptor instead.
+func (*SchedulerItem_Bid) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{10, 5}
+}
+
+func (x *SchedulerItem_Bid) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *SchedulerItem_Bid) GetPrincipal() uint32 {
+	if x != nil {
+		return x.Principal
+	}
+	return 0
+}
+
+func (x *SchedulerItem_Bid) GetInvocation() uint32 {
+	if x != nil {
+		return x.Invocation
+	}
+	return 0
+}
+
+func (x *SchedulerItem_Bid) GetArrivedUnixS() int64 {
+	if x != nil {
+		return x.ArrivedUnixS
+	}
+	return 0
+}
+
+func (x *SchedulerItem_Bid) GetWant() uint32 {
+	if x != nil {
+		return x.Want
+	}
+	return 0
+}
+
+type CallerItem_Hello struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallerItem_Hello) Reset() {
+	*x = CallerItem_Hello{}
+	mi := &file_work_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallerItem_Hello) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallerItem_Hello) ProtoMessage() {}
+
+func (x *CallerItem_Hello) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallerItem_Hello.ProtoReflect.Descriptor instead.
+func (*CallerItem_Hello) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{14, 0}
+}
+
+func (x *CallerItem_Hello) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CallerItem_Hello) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+type CallerItem_Beat struct {
+	state         protoimpl.MessageState   `protogen:"open.v1"`
+	Heard         []*WorkerItem_Beat_Heard `protobuf:"bytes,1,rep,name=heard,proto3" json:"heard,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallerItem_Beat) Reset() {
+	*x = CallerItem_Beat{}
+	mi := &file_work_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallerItem_Beat) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallerItem_Beat) ProtoMessage() {}
+
+func (x *CallerItem_Beat) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallerItem_Beat.ProtoReflect.Descriptor instead.
+func (*CallerItem_Beat) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{14, 1}
+}
+
+func (x *CallerItem_Beat) GetHeard() []*WorkerItem_Beat_Heard {
+	if x != nil {
+		return x.Heard
+	}
+	return nil
+}
+
+type CallerItem_Submit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Call          uint64                 `protobuf:"varint,1,opt,name=call,proto3" json:"call,omitempty"`
+	Op            uint64                 `protobuf:"fixed64,2,opt,name=op,proto3" json:"op,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Admit         bool                   `protobuf:"varint,4,opt,name=admit,proto3" json:"admit,omitempty"`
+	Hops          uint32                 `protobuf:"varint,5,opt,name=hops,proto3" json:"hops,omitempty"`
+	Request       *ExecuteTask           `protobuf:"bytes,6,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallerItem_Submit) Reset() {
+	*x = CallerItem_Submit{}
+	mi := &file_work_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallerItem_Submit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallerItem_Submit) ProtoMessage() {}
+
+func (x *CallerItem_Submit) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallerItem_Submit.ProtoReflect.Descriptor instead.
+func (*CallerItem_Submit) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{14, 2}
+}
+
+func (x *CallerItem_Submit) GetCall() uint64 {
+	if x != nil {
+		return x.Call
+	}
+	return 0
+}
+
+func (x *CallerItem_Submit) GetOp() uint64 {
+	if x != nil {
+		return x.Op
+	}
+	return 0
+}
+
+func (x *CallerItem_Submit) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CallerItem_Submit) GetAdmit() bool {
+	if x != nil {
+		return x.Admit
+	}
+	return false
+}
+
+func (x *CallerItem_Submit) GetHops() uint32 {
+	if x != nil {
+		return x.Hops
+	}
+	return 0
+}
+
+func (x *CallerItem_Submit) GetRequest() *ExecuteTask {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type CallerItem_Named struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Call          uint64                 `protobuf:"varint,1,opt,name=call,proto3" json:"call,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Hops          uint32                 `protobuf:"varint,3,opt,name=hops,proto3" json:"hops,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallerItem_Named) Reset() {
+	*x = CallerItem_Named{}
+	mi := &file_work_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallerItem_Named) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallerItem_Named) ProtoMessage() {}
+
+func (x *CallerItem_Named) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallerItem_Named.ProtoReflect.Descriptor instead.
+func (*CallerItem_Named) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{14, 3}
+}
+
+func (x *CallerItem_Named) GetCall() uint64 {
+	if x != nil {
+		return x.Call
+	}
+	return 0
+}
+
+func (x *CallerItem_Named) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CallerItem_Named) GetHops() uint32 {
+	if x != nil {
+		return x.Hops
+	}
+	return 0
+}
+
+type CallerItem_Detach struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Call          uint64                 `protobuf:"varint,1,opt,name=call,proto3" json:"call,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallerItem_Detach) Reset() {
+	*x = CallerItem_Detach{}
+	mi := &file_work_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallerItem_Detach) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallerItem_Detach) ProtoMessage() {}
+
+func (x *CallerItem_Detach) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallerItem_Detach.ProtoReflect.Descriptor instead.
+func (*CallerItem_Detach) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{14, 4}
+}
+
+func (x *CallerItem_Detach) GetCall() uint64 {
+	if x != nil {
+		return x.Call
+	}
+	return 0
+}
+
+type CallerItem_Keys struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []*TaskKey             `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallerItem_Keys) Reset() {
+	*x = CallerItem_Keys{}
+	mi := &file_work_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallerItem_Keys) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallerItem_Keys) ProtoMessage() {}
+
+func (x *CallerItem_Keys) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallerItem_Keys.ProtoReflect.Descriptor instead.
+func (*CallerItem_Keys) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{14, 5}
+}
+
+func (x *CallerItem_Keys) GetKeys() []*TaskKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type OwnerItem_Hello struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OwnerItem_Hello) Reset() {
+	*x = OwnerItem_Hello{}
+	mi := &file_work_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OwnerItem_Hello) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OwnerItem_Hello) ProtoMessage() {}
+
+func (x *OwnerItem_Hello) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OwnerItem_Hello.ProtoReflect.Descriptor instead.
+func (*OwnerItem_Hello) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{16, 0}
+}
+
+func (x *OwnerItem_Hello) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *OwnerItem_Hello) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+type OwnerItem_Beat struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OwnerItem_Beat) Reset() {
+	*x = OwnerItem_Beat{}
+	mi := &file_work_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OwnerItem_Beat) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OwnerItem_Beat) ProtoMessage() {}
+
+func (x *OwnerItem_Beat) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OwnerItem_Beat.ProtoReflect.Descriptor instead.
+func (*OwnerItem_Beat) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{16, 1}
+}
+
+type OwnerItem_Update struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Call          uint64                 `protobuf:"varint,1,opt,name=call,proto3" json:"call,omitempty"`
+	Update        *TaskUpdate            `protobuf:"bytes,2,opt,name=update,proto3" json:"update,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OwnerItem_Update) Reset() {
+	*x = OwnerItem_Update{}
+	mi := &file_work_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OwnerItem_Update) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OwnerItem_Update) ProtoMessage() {}
+
+func (x *OwnerItem_Update) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OwnerItem_Update.ProtoReflect.Descriptor instead.
+func (*OwnerItem_Update) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{16, 2}
+}
+
+func (x *OwnerItem_Update) GetCall() uint64 {
+	if x != nil {
+		return x.Call
+	}
+	return 0
+}
+
+func (x *OwnerItem_Update) GetUpdate() *TaskUpdate {
+	if x != nil {
+		return x.Update
+	}
+	return nil
+}
+
+type OwnerItem_Gone struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Call          uint64                 `protobuf:"varint,1,opt,name=call,proto3" json:"call,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OwnerItem_Gone) Reset() {
+	*x = OwnerItem_Gone{}
+	mi := &file_work_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OwnerItem_Gone) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OwnerItem_Gone) ProtoMessage() {}
+
+func (x *OwnerItem_Gone) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OwnerItem_Gone.ProtoReflect.Descriptor instead.
+func (*OwnerItem_Gone) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{16, 3}
+}
+
+func (x *OwnerItem_Gone) GetCall() uint64 {
+	if x != nil {
+		return x.Call
+	}
+	return 0
+}
+
+type OwnerItem_NotMine struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Call          uint64                 `protobuf:"varint,1,opt,name=call,proto3" json:"call,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OwnerItem_NotMine) Reset() {
+	*x = OwnerItem_NotMine{}
+	mi := &file_work_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OwnerItem_NotMine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OwnerItem_NotMine) ProtoMessage() {}
+
+func (x *OwnerItem_NotMine) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OwnerItem_NotMine.ProtoReflect.Descriptor instead.
+func (*OwnerItem_NotMine) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{16, 4}
+}
+
+func (x *OwnerItem_NotMine) GetCall() uint64 {
+	if x != nil {
+		return x.Call
+	}
+	return 0
+}
+
 var File_work_proto protoreflect.FileDescriptor
 
 const file_work_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"work.proto\x12\bremex.v1\"\f\n" +
+	"work.proto\x12\bremex.v1\"8\n" +
 	"\n" +
-	"FromWorker\"\n" +
+	"FromWorker\x12*\n" +
+	"\x05items\x18\x01 \x03(\v2\x14.remex.v1.WorkerItemR\x05items\"9\n" +
+	"\bToWorker\x12-\n" +
+	"\x05items\x18\x01 \x03(\v2\x17.remex.v1.SchedulerItemR\x05items\"6\n" +
+	"\bFromPeer\x12*\n" +
+	"\x05items\x18\x01 \x03(\v2\x14.remex.v1.CallerItemR\x05items\"3\n" +
+	"\x06ToPeer\x12)\n" +
+	"\x05items\x18\x01 \x03(\v2\x13.remex.v1.OwnerItemR\x05items\":\n" +
 	"\n" +
-	"\bToWorker\"\n" +
+	"AttemptRef\x12\x12\n" +
+	"\x04task\x18\x01 \x01(\tR\x04task\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\rR\aattempt\"\xc3\x01\n" +
+	"\vHeldAttempt\x12&\n" +
+	"\x03ref\x18\x01 \x01(\v2\x14.remex.v1.AttemptRefR\x03ref\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12,\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x16.remex.v1.AttemptStateR\x05state\x12&\n" +
+	"\x0fstarted_unix_ns\x18\x04 \x01(\x03R\rstartedUnixNs\x12 \n" +
+	"\fdo_not_cache\x18\x05 \x01(\bR\n" +
+	"doNotCache\"<\n" +
+	"\x0eWorkerProperty\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06values\x18\x02 \x03(\tR\x06values\"8\n" +
+	"\x0eSchedulerFence\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\"\x9e\f\n" +
 	"\n" +
-	"\bFromPeer\"\b\n" +
-	"\x06ToPeer2p\n" +
+	"WorkerItem\x122\n" +
+	"\x05hello\x18\x01 \x01(\v2\x1a.remex.v1.WorkerItem.HelloH\x00R\x05hello\x12/\n" +
+	"\x04beat\x18\x02 \x01(\v2\x19.remex.v1.WorkerItem.BeatH\x00R\x04beat\x12/\n" +
+	"\x04lend\x18\x03 \x01(\v2\x19.remex.v1.WorkerItem.LendH\x00R\x04lend\x125\n" +
+	"\x06recall\x18\x04 \x01(\v2\x1b.remex.v1.WorkerItem.RecallH\x00R\x06recall\x122\n" +
+	"\x05claim\x18\x05 \x01(\v2\x1a.remex.v1.WorkerItem.ClaimH\x00R\x05claim\x125\n" +
+	"\x06refuse\x18\x06 \x01(\v2\x1b.remex.v1.WorkerItem.RefuseH\x00R\x06refuse\x128\n" +
+	"\astarted\x18\a \x01(\v2\x1c.remex.v1.WorkerItem.StartedH\x00R\astarted\x12/\n" +
+	"\x04done\x18\b \x01(\v2\x19.remex.v1.WorkerItem.DoneH\x00R\x04done\x12>\n" +
+	"\twithdrawn\x18\t \x01(\v2\x1e.remex.v1.WorkerItem.WithdrawnH\x00R\twithdrawn\x12>\n" +
+	"\tinventory\x18\n" +
+	" \x01(\v2\x1e.remex.v1.WorkerItem.InventoryH\x00R\tinventory\x122\n" +
+	"\x06fenced\x18\v \x01(\v2\x18.remex.v1.SchedulerFenceH\x00R\x06fenced\x12,\n" +
+	"\x03bye\x18\f \x01(\v2\x18.remex.v1.WorkerItem.ByeH\x00R\x03bye\x1a\xca\x01\n" +
+	"\x05Hello\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04pool\x18\x03 \x01(\tR\x04pool\x128\n" +
+	"\n" +
+	"properties\x18\x04 \x03(\v2\x18.remex.v1.WorkerPropertyR\n" +
+	"properties\x12\x1c\n" +
+	"\texecutors\x18\x05 \x01(\rR\texecutors\x121\n" +
+	"\battempts\x18\x06 \x03(\v2\x15.remex.v1.HeldAttemptR\battempts\x1a\x8b\x01\n" +
+	"\x04Beat\x12\x18\n" +
+	"\arunning\x18\x01 \x01(\rR\arunning\x125\n" +
+	"\x05heard\x18\x02 \x03(\v2\x1f.remex.v1.WorkerItem.Beat.HeardR\x05heard\x1a2\n" +
+	"\x05Heard\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x15\n" +
+	"\x06ago_ms\x18\x02 \x01(\rR\x05agoMs\x1a,\n" +
+	"\x04Lend\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\rR\x04slot\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x1a.\n" +
+	"\x06Recall\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\rR\x04slot\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x1a-\n" +
+	"\x05Claim\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05ahead\x18\x02 \x01(\bR\x05ahead\x1a0\n" +
+	"\x06Refuse\x12&\n" +
+	"\x03ref\x18\x01 \x01(\v2\x14.remex.v1.AttemptRefR\x03ref\x1aO\n" +
+	"\aStarted\x12&\n" +
+	"\x03ref\x18\x01 \x01(\v2\x14.remex.v1.AttemptRefR\x03ref\x12\x1c\n" +
+	"\n" +
+	"at_unix_ns\x18\x02 \x01(\x03R\batUnixNs\x1ax\n" +
+	"\x04Done\x12&\n" +
+	"\x03ref\x18\x01 \x01(\v2\x14.remex.v1.AttemptRefR\x03ref\x12\x1a\n" +
+	"\bresponse\x18\x02 \x01(\fR\bresponse\x12\x12\n" +
+	"\x04code\x18\x03 \x01(\rR\x04code\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x1a3\n" +
+	"\tWithdrawn\x12&\n" +
+	"\x03ref\x18\x01 \x01(\v2\x14.remex.v1.AttemptRefR\x03ref\x1ab\n" +
+	"\tInventory\x12\x0e\n" +
+	"\x02of\x18\x01 \x01(\tR\x02of\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x121\n" +
+	"\battempts\x18\x03 \x03(\v2\x15.remex.v1.HeldAttemptR\battempts\x1a\x05\n" +
+	"\x03ByeB\x06\n" +
+	"\x04item\"\xad\x02\n" +
+	"\bWorkTask\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x1a\n" +
+	"\binstance\x18\x03 \x01(\tR\binstance\x12\x16\n" +
+	"\x06action\x18\x04 \x01(\fR\x06action\x12 \n" +
+	"\fdo_not_cache\x18\x05 \x01(\bR\n" +
+	"doNotCache\x12\x1a\n" +
+	"\bmetadata\x18\x06 \x01(\fR\bmetadata\x12\x1f\n" +
+	"\vaction_blob\x18\a \x01(\fR\n" +
+	"actionBlob\x12!\n" +
+	"\fcommand_blob\x18\b \x01(\fR\vcommandBlob\x12\x1b\n" +
+	"\troot_blob\x18\t \x01(\fR\brootBlob\x12$\n" +
+	"\x0equeued_unix_ns\x18\n" +
+	" \x01(\x03R\fqueuedUnixNs\"\xd3\a\n" +
+	"\rSchedulerItem\x125\n" +
+	"\x05hello\x18\x01 \x01(\v2\x1d.remex.v1.SchedulerItem.HelloH\x00R\x05hello\x122\n" +
+	"\x04beat\x18\x02 \x01(\v2\x1c.remex.v1.SchedulerItem.BeatH\x00R\x04beat\x125\n" +
+	"\x05offer\x18\x03 \x01(\v2\x1d.remex.v1.SchedulerItem.OfferH\x00R\x05offer\x122\n" +
+	"\x04none\x18\x04 \x01(\v2\x1c.remex.v1.SchedulerItem.NoneH\x00R\x04none\x12?\n" +
+	"\tgive_back\x18\x05 \x01(\v2 .remex.v1.SchedulerItem.GiveBackH\x00R\bgiveBack\x12/\n" +
+	"\x03bid\x18\x06 \x01(\v2\x1b.remex.v1.SchedulerItem.BidH\x00R\x03bid\x12*\n" +
+	"\x04kill\x18\a \x01(\v2\x14.remex.v1.AttemptRefH\x00R\x04kill\x122\n" +
+	"\bwithdraw\x18\b \x01(\v2\x14.remex.v1.AttemptRefH\x00R\bwithdraw\x12(\n" +
+	"\x03ack\x18\t \x01(\v2\x14.remex.v1.AttemptRefH\x00R\x03ack\x12(\n" +
+	"\x03own\x18\n" +
+	" \x01(\v2\x14.remex.v1.AttemptRefH\x00R\x03own\x120\n" +
+	"\x05fence\x18\v \x01(\v2\x18.remex.v1.SchedulerFenceH\x00R\x05fence\x1a+\n" +
+	"\x05Hello\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x1a\x06\n" +
+	"\x04Beat\x1ak\n" +
+	"\x05Offer\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\rR\x04slot\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x14\n" +
+	"\x05claim\x18\x03 \x01(\x04R\x05claim\x12&\n" +
+	"\x04task\x18\x04 \x01(\v2\x12.remex.v1.WorkTaskR\x04task\x1a\x1c\n" +
+	"\x04None\x12\x14\n" +
+	"\x05claim\x18\x01 \x01(\x04R\x05claim\x1a0\n" +
+	"\bGiveBack\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\rR\x04slot\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x1a\x99\x01\n" +
+	"\x03Bid\x12\x1a\n" +
+	"\bpriority\x18\x01 \x01(\x11R\bpriority\x12\x1c\n" +
+	"\tprincipal\x18\x02 \x01(\rR\tprincipal\x12\x1e\n" +
+	"\n" +
+	"invocation\x18\x03 \x01(\rR\n" +
+	"invocation\x12$\n" +
+	"\x0earrived_unix_s\x18\x04 \x01(\x03R\farrivedUnixS\x12\x12\n" +
+	"\x04want\x18\x05 \x01(\rR\x04wantB\x06\n" +
+	"\x04item\"<\n" +
+	"\x10PlatformProperty\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xca\x03\n" +
+	"\vExecuteTask\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\x12\x14\n" +
+	"\x05scope\x18\x02 \x01(\tR\x05scope\x12\x16\n" +
+	"\x06action\x18\x03 \x01(\fR\x06action\x12 \n" +
+	"\fdo_not_cache\x18\x04 \x01(\bR\n" +
+	"doNotCache\x12\x1a\n" +
+	"\bpriority\x18\x05 \x01(\x11R\bpriority\x12\x1e\n" +
+	"\n" +
+	"invocation\x18\x06 \x01(\tR\n" +
+	"invocation\x12\x1c\n" +
+	"\tprincipal\x18\a \x01(\tR\tprincipal\x12\x1a\n" +
+	"\bmetadata\x18\b \x01(\fR\bmetadata\x126\n" +
+	"\bplatform\x18\t \x03(\v2\x1a.remex.v1.PlatformPropertyR\bplatform\x12\x1d\n" +
+	"\n" +
+	"timeout_ns\x18\n" +
+	" \x01(\x03R\ttimeoutNs\x12!\n" +
+	"\ffirst_output\x18\v \x01(\tR\vfirstOutput\x12\x1f\n" +
+	"\vaction_blob\x18\f \x01(\fR\n" +
+	"actionBlob\x12!\n" +
+	"\fcommand_blob\x18\r \x01(\fR\vcommandBlob\x12\x1b\n" +
+	"\troot_blob\x18\x0e \x01(\fR\brootBlob\"S\n" +
+	"\aTaskKey\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\x12\x14\n" +
+	"\x05scope\x18\x02 \x01(\x06R\x05scope\x12\x16\n" +
+	"\x06action\x18\x03 \x01(\fR\x06action\"\x8d\a\n" +
+	"\n" +
+	"CallerItem\x122\n" +
+	"\x05hello\x18\x01 \x01(\v2\x1a.remex.v1.CallerItem.HelloH\x00R\x05hello\x12/\n" +
+	"\x04beat\x18\x02 \x01(\v2\x19.remex.v1.CallerItem.BeatH\x00R\x04beat\x125\n" +
+	"\x06submit\x18\x03 \x01(\v2\x1b.remex.v1.CallerItem.SubmitH\x00R\x06submit\x124\n" +
+	"\x06attach\x18\x04 \x01(\v2\x1a.remex.v1.CallerItem.NamedH\x00R\x06attach\x120\n" +
+	"\x04look\x18\x05 \x01(\v2\x1a.remex.v1.CallerItem.NamedH\x00R\x04look\x124\n" +
+	"\x06cancel\x18\x06 \x01(\v2\x1a.remex.v1.CallerItem.NamedH\x00R\x06cancel\x125\n" +
+	"\x06detach\x18\a \x01(\v2\x1b.remex.v1.CallerItem.DetachH\x00R\x06detach\x121\n" +
+	"\x05keeps\x18\b \x01(\v2\x19.remex.v1.CallerItem.KeysH\x00R\x05keeps\x127\n" +
+	"\breleases\x18\t \x01(\v2\x19.remex.v1.CallerItem.KeysH\x00R\breleases\x1a+\n" +
+	"\x05Hello\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x1a=\n" +
+	"\x04Beat\x125\n" +
+	"\x05heard\x18\x01 \x03(\v2\x1f.remex.v1.WorkerItem.Beat.HeardR\x05heard\x1a\x9b\x01\n" +
+	"\x06Submit\x12\x12\n" +
+	"\x04call\x18\x01 \x01(\x04R\x04call\x12\x0e\n" +
+	"\x02op\x18\x02 \x01(\x06R\x02op\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
+	"\x05admit\x18\x04 \x01(\bR\x05admit\x12\x12\n" +
+	"\x04hops\x18\x05 \x01(\rR\x04hops\x12/\n" +
+	"\arequest\x18\x06 \x01(\v2\x15.remex.v1.ExecuteTaskR\arequest\x1aC\n" +
+	"\x05Named\x12\x12\n" +
+	"\x04call\x18\x01 \x01(\x04R\x04call\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04hops\x18\x03 \x01(\rR\x04hops\x1a\x1c\n" +
+	"\x06Detach\x12\x12\n" +
+	"\x04call\x18\x01 \x01(\x04R\x04call\x1a-\n" +
+	"\x04Keys\x12%\n" +
+	"\x04keys\x18\x01 \x03(\v2\x11.remex.v1.TaskKeyR\x04keysB\x06\n" +
+	"\x04item\"\x92\x02\n" +
+	"\n" +
+	"TaskUpdate\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06action\x18\x02 \x01(\fR\x06action\x12\x14\n" +
+	"\x05stage\x18\x03 \x01(\rR\x05stage\x12\x16\n" +
+	"\x06worker\x18\x04 \x01(\tR\x06worker\x12$\n" +
+	"\x0equeued_unix_ns\x18\x05 \x01(\x03R\fqueuedUnixNs\x12&\n" +
+	"\x0fstarted_unix_ns\x18\x06 \x01(\x03R\rstartedUnixNs\x12\x12\n" +
+	"\x04done\x18\a \x01(\bR\x04done\x12\x1a\n" +
+	"\bresponse\x18\b \x01(\fR\bresponse\x12\x12\n" +
+	"\x04code\x18\t \x01(\rR\x04code\x12\x18\n" +
+	"\amessage\x18\n" +
+	" \x01(\tR\amessage\"\x86\x04\n" +
+	"\tOwnerItem\x121\n" +
+	"\x05hello\x18\x01 \x01(\v2\x19.remex.v1.OwnerItem.HelloH\x00R\x05hello\x12.\n" +
+	"\x04beat\x18\x02 \x01(\v2\x18.remex.v1.OwnerItem.BeatH\x00R\x04beat\x124\n" +
+	"\x06update\x18\x03 \x01(\v2\x1a.remex.v1.OwnerItem.UpdateH\x00R\x06update\x12.\n" +
+	"\x04gone\x18\x04 \x01(\v2\x18.remex.v1.OwnerItem.GoneH\x00R\x04gone\x128\n" +
+	"\bnot_mine\x18\x05 \x01(\v2\x1b.remex.v1.OwnerItem.NotMineH\x00R\anotMine\x122\n" +
+	"\x06fenced\x18\x06 \x01(\v2\x18.remex.v1.SchedulerFenceH\x00R\x06fenced\x1a+\n" +
+	"\x05Hello\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x1a\x06\n" +
+	"\x04Beat\x1aJ\n" +
+	"\x06Update\x12\x12\n" +
+	"\x04call\x18\x01 \x01(\x04R\x04call\x12,\n" +
+	"\x06update\x18\x02 \x01(\v2\x14.remex.v1.TaskUpdateR\x06update\x1a\x1a\n" +
+	"\x04Gone\x12\x12\n" +
+	"\x04call\x18\x01 \x01(\x04R\x04call\x1a\x1d\n" +
+	"\aNotMine\x12\x12\n" +
+	"\x04call\x18\x01 \x01(\x04R\x04callB\x06\n" +
+	"\x04item*h\n" +
+	"\fAttemptState\x12\x17\n" +
+	"\x13ATTEMPT_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10ATTEMPT_ACCEPTED\x10\x01\x12\x13\n" +
+	"\x0fATTEMPT_STARTED\x10\x02\x12\x14\n" +
+	"\x10ATTEMPT_FINISHED\x10\x032p\n" +
 	"\x04Work\x126\n" +
 	"\x06Worker\x12\x14.remex.v1.FromWorker\x1a\x12.remex.v1.ToWorker(\x010\x01\x120\n" +
 	"\x04Peer\x12\x12.remex.v1.FromPeer\x1a\x10.remex.v1.ToPeer(\x010\x01B>Z<github.com/remex-build/terraform-provider-remex/daemon/protob\x06proto3"
@@ -194,23 +3568,125 @@ func file_work_proto_rawDescGZIP() []byte {
 	return file_work_proto_rawDescData
 }
 
-var file_work_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_work_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_work_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_work_proto_goTypes = []any{
-	(*FromWorker)(nil), // 0: remex.v1.FromWorker
-	(*ToWorker)(nil),   // 1: remex.v1.ToWorker
-	(*FromPeer)(nil),   // 2: remex.v1.FromPeer
-	(*ToPeer)(nil),     // 3: remex.v1.ToPeer
+	(AttemptState)(0),              // 0: remex.v1.AttemptState
+	(*FromWorker)(nil),             // 1: remex.v1.FromWorker
+	(*ToWorker)(nil),               // 2: remex.v1.ToWorker
+	(*FromPeer)(nil),               // 3: remex.v1.FromPeer
+	(*ToPeer)(nil),                 // 4: remex.v1.ToPeer
+	(*AttemptRef)(nil),             // 5: remex.v1.AttemptRef
+	(*HeldAttempt)(nil),            // 6: remex.v1.HeldAttempt
+	(*WorkerProperty)(nil),         // 7: remex.v1.WorkerProperty
+	(*SchedulerFence)(nil),         // 8: remex.v1.SchedulerFence
+	(*WorkerItem)(nil),             // 9: remex.v1.WorkerItem
+	(*WorkTask)(nil),               // 10: remex.v1.WorkTask
+	(*SchedulerItem)(nil),          // 11: remex.v1.SchedulerItem
+	(*PlatformProperty)(nil),       // 12: remex.v1.PlatformProperty
+	(*ExecuteTask)(nil),            // 13: remex.v1.ExecuteTask
+	(*TaskKey)(nil),                // 14: remex.v1.TaskKey
+	(*CallerItem)(nil),             // 15: remex.v1.CallerItem
+	(*TaskUpdate)(nil),             // 16: remex.v1.TaskUpdate
+	(*OwnerItem)(nil),              // 17: remex.v1.OwnerItem
+	(*WorkerItem_Hello)(nil),       // 18: remex.v1.WorkerItem.Hello
+	(*WorkerItem_Beat)(nil),        // 19: remex.v1.WorkerItem.Beat
+	(*WorkerItem_Lend)(nil),        // 20: remex.v1.WorkerItem.Lend
+	(*WorkerItem_Recall)(nil),      // 21: remex.v1.WorkerItem.Recall
+	(*WorkerItem_Claim)(nil),       // 22: remex.v1.WorkerItem.Claim
+	(*WorkerItem_Refuse)(nil),      // 23: remex.v1.WorkerItem.Refuse
+	(*WorkerItem_Started)(nil),     // 24: remex.v1.WorkerItem.Started
+	(*WorkerItem_Done)(nil),        // 25: remex.v1.WorkerItem.Done
+	(*WorkerItem_Withdrawn)(nil),   // 26: remex.v1.WorkerItem.Withdrawn
+	(*WorkerItem_Inventory)(nil),   // 27: remex.v1.WorkerItem.Inventory
+	(*WorkerItem_Bye)(nil),         // 28: remex.v1.WorkerItem.Bye
+	(*WorkerItem_Beat_Heard)(nil),  // 29: remex.v1.WorkerItem.Beat.Heard
+	(*SchedulerItem_Hello)(nil),    // 30: remex.v1.SchedulerItem.Hello
+	(*SchedulerItem_Beat)(nil),     // 31: remex.v1.SchedulerItem.Beat
+	(*SchedulerItem_Offer)(nil),    // 32: remex.v1.SchedulerItem.Offer
+	(*SchedulerItem_None)(nil),     // 33: remex.v1.SchedulerItem.None
+	(*SchedulerItem_GiveBack)(nil), // 34: remex.v1.SchedulerItem.GiveBack
+	(*SchedulerItem_Bid)(nil),      // 35: remex.v1.SchedulerItem.Bid
+	(*CallerItem_Hello)(nil),       // 36: remex.v1.CallerItem.Hello
+	(*CallerItem_Beat)(nil),        // 37: remex.v1.CallerItem.Beat
+	(*CallerItem_Submit)(nil),      // 38: remex.v1.CallerItem.Submit
+	(*CallerItem_Named)(nil),       // 39: remex.v1.CallerItem.Named
+	(*CallerItem_Detach)(nil),      // 40: remex.v1.CallerItem.Detach
+	(*CallerItem_Keys)(nil),        // 41: remex.v1.CallerItem.Keys
+	(*OwnerItem_Hello)(nil),        // 42: remex.v1.OwnerItem.Hello
+	(*OwnerItem_Beat)(nil),         // 43: remex.v1.OwnerItem.Beat
+	(*OwnerItem_Update)(nil),       // 44: remex.v1.OwnerItem.Update
+	(*OwnerItem_Gone)(nil),         // 45: remex.v1.OwnerItem.Gone
+	(*OwnerItem_NotMine)(nil),      // 46: remex.v1.OwnerItem.NotMine
 }
 var file_work_proto_depIdxs = []int32{
-	0, // 0: remex.v1.Work.Worker:input_type -> remex.v1.FromWorker
-	2, // 1: remex.v1.Work.Peer:input_type -> remex.v1.FromPeer
-	1, // 2: remex.v1.Work.Worker:output_type -> remex.v1.ToWorker
-	3, // 3: remex.v1.Work.Peer:output_type -> remex.v1.ToPeer
-	2, // [2:4] is the sub-list for method output_type
-	0, // [0:2] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	9,  // 0: remex.v1.FromWorker.items:type_name -> remex.v1.WorkerItem
+	11, // 1: remex.v1.ToWorker.items:type_name -> remex.v1.SchedulerItem
+	15, // 2: remex.v1.FromPeer.items:type_name -> remex.v1.CallerItem
+	17, // 3: remex.v1.ToPeer.items:type_name -> remex.v1.OwnerItem
+	5,  // 4: remex.v1.HeldAttempt.ref:type_name -> remex.v1.AttemptRef
+	0,  // 5: remex.v1.HeldAttempt.state:type_name -> remex.v1.AttemptState
+	18, // 6: remex.v1.WorkerItem.hello:type_name -> remex.v1.WorkerItem.Hello
+	19, // 7: remex.v1.WorkerItem.beat:type_name -> remex.v1.WorkerItem.Beat
+	20, // 8: remex.v1.WorkerItem.lend:type_name -> remex.v1.WorkerItem.Lend
+	21, // 9: remex.v1.WorkerItem.recall:type_name -> remex.v1.WorkerItem.Recall
+	22, // 10: remex.v1.WorkerItem.claim:type_name -> remex.v1.WorkerItem.Claim
+	23, // 11: remex.v1.WorkerItem.refuse:type_name -> remex.v1.WorkerItem.Refuse
+	24, // 12: remex.v1.WorkerItem.started:type_name -> remex.v1.WorkerItem.Started
+	25, // 13: remex.v1.WorkerItem.done:type_name -> remex.v1.WorkerItem.Done
+	26, // 14: remex.v1.WorkerItem.withdrawn:type_name -> remex.v1.WorkerItem.Withdrawn
+	27, // 15: remex.v1.WorkerItem.inventory:type_name -> remex.v1.WorkerItem.Inventory
+	8,  // 16: remex.v1.WorkerItem.fenced:type_name -> remex.v1.SchedulerFence
+	28, // 17: remex.v1.WorkerItem.bye:type_name -> remex.v1.WorkerItem.Bye
+	30, // 18: remex.v1.SchedulerItem.hello:type_name -> remex.v1.SchedulerItem.Hello
+	31, // 19: remex.v1.SchedulerItem.beat:type_name -> remex.v1.SchedulerItem.Beat
+	32, // 20: remex.v1.SchedulerItem.offer:type_name -> remex.v1.SchedulerItem.Offer
+	33, // 21: remex.v1.SchedulerItem.none:type_name -> remex.v1.SchedulerItem.None
+	34, // 22: remex.v1.SchedulerItem.give_back:type_name -> remex.v1.SchedulerItem.GiveBack
+	35, // 23: remex.v1.SchedulerItem.bid:type_name -> remex.v1.SchedulerItem.Bid
+	5,  // 24: remex.v1.SchedulerItem.kill:type_name -> remex.v1.AttemptRef
+	5,  // 25: remex.v1.SchedulerItem.withdraw:type_name -> remex.v1.AttemptRef
+	5,  // 26: remex.v1.SchedulerItem.ack:type_name -> remex.v1.AttemptRef
+	5,  // 27: remex.v1.SchedulerItem.own:type_name -> remex.v1.AttemptRef
+	8,  // 28: remex.v1.SchedulerItem.fence:type_name -> remex.v1.SchedulerFence
+	12, // 29: remex.v1.ExecuteTask.platform:type_name -> remex.v1.PlatformProperty
+	36, // 30: remex.v1.CallerItem.hello:type_name -> remex.v1.CallerItem.Hello
+	37, // 31: remex.v1.CallerItem.beat:type_name -> remex.v1.CallerItem.Beat
+	38, // 32: remex.v1.CallerItem.submit:type_name -> remex.v1.CallerItem.Submit
+	39, // 33: remex.v1.CallerItem.attach:type_name -> remex.v1.CallerItem.Named
+	39, // 34: remex.v1.CallerItem.look:type_name -> remex.v1.CallerItem.Named
+	39, // 35: remex.v1.CallerItem.cancel:type_name -> remex.v1.CallerItem.Named
+	40, // 36: remex.v1.CallerItem.detach:type_name -> remex.v1.CallerItem.Detach
+	41, // 37: remex.v1.CallerItem.keeps:type_name -> remex.v1.CallerItem.Keys
+	41, // 38: remex.v1.CallerItem.releases:type_name -> remex.v1.CallerItem.Keys
+	42, // 39: remex.v1.OwnerItem.hello:type_name -> remex.v1.OwnerItem.Hello
+	43, // 40: remex.v1.OwnerItem.beat:type_name -> remex.v1.OwnerItem.Beat
+	44, // 41: remex.v1.OwnerItem.update:type_name -> remex.v1.OwnerItem.Update
+	45, // 42: remex.v1.OwnerItem.gone:type_name -> remex.v1.OwnerItem.Gone
+	46, // 43: remex.v1.OwnerItem.not_mine:type_name -> remex.v1.OwnerItem.NotMine
+	8,  // 44: remex.v1.OwnerItem.fenced:type_name -> remex.v1.SchedulerFence
+	7,  // 45: remex.v1.WorkerItem.Hello.properties:type_name -> remex.v1.WorkerProperty
+	6,  // 46: remex.v1.WorkerItem.Hello.attempts:type_name -> remex.v1.HeldAttempt
+	29, // 47: remex.v1.WorkerItem.Beat.heard:type_name -> remex.v1.WorkerItem.Beat.Heard
+	5,  // 48: remex.v1.WorkerItem.Refuse.ref:type_name -> remex.v1.AttemptRef
+	5,  // 49: remex.v1.WorkerItem.Started.ref:type_name -> remex.v1.AttemptRef
+	5,  // 50: remex.v1.WorkerItem.Done.ref:type_name -> remex.v1.AttemptRef
+	5,  // 51: remex.v1.WorkerItem.Withdrawn.ref:type_name -> remex.v1.AttemptRef
+	6,  // 52: remex.v1.WorkerItem.Inventory.attempts:type_name -> remex.v1.HeldAttempt
+	10, // 53: remex.v1.SchedulerItem.Offer.task:type_name -> remex.v1.WorkTask
+	29, // 54: remex.v1.CallerItem.Beat.heard:type_name -> remex.v1.WorkerItem.Beat.Heard
+	13, // 55: remex.v1.CallerItem.Submit.request:type_name -> remex.v1.ExecuteTask
+	14, // 56: remex.v1.CallerItem.Keys.keys:type_name -> remex.v1.TaskKey
+	16, // 57: remex.v1.OwnerItem.Update.update:type_name -> remex.v1.TaskUpdate
+	1,  // 58: remex.v1.Work.Worker:input_type -> remex.v1.FromWorker
+	3,  // 59: remex.v1.Work.Peer:input_type -> remex.v1.FromPeer
+	2,  // 60: remex.v1.Work.Worker:output_type -> remex.v1.ToWorker
+	4,  // 61: remex.v1.Work.Peer:output_type -> remex.v1.ToPeer
+	60, // [60:62] is the sub-list for method output_type
+	58, // [58:60] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_work_proto_init() }
@@ -218,18 +3694,65 @@ func file_work_proto_init() {
 	if File_work_proto != nil {
 		return
 	}
+	file_work_proto_msgTypes[8].OneofWrappers = []any{
+		(*WorkerItem_Hello_)(nil),
+		(*WorkerItem_Beat_)(nil),
+		(*WorkerItem_Lend_)(nil),
+		(*WorkerItem_Recall_)(nil),
+		(*WorkerItem_Claim_)(nil),
+		(*WorkerItem_Refuse_)(nil),
+		(*WorkerItem_Started_)(nil),
+		(*WorkerItem_Done_)(nil),
+		(*WorkerItem_Withdrawn_)(nil),
+		(*WorkerItem_Inventory_)(nil),
+		(*WorkerItem_Fenced)(nil),
+		(*WorkerItem_Bye_)(nil),
+	}
+	file_work_proto_msgTypes[10].OneofWrappers = []any{
+		(*SchedulerItem_Hello_)(nil),
+		(*SchedulerItem_Beat_)(nil),
+		(*SchedulerItem_Offer_)(nil),
+		(*SchedulerItem_None_)(nil),
+		(*SchedulerItem_GiveBack_)(nil),
+		(*SchedulerItem_Bid_)(nil),
+		(*SchedulerItem_Kill)(nil),
+		(*SchedulerItem_Withdraw)(nil),
+		(*SchedulerItem_Ack)(nil),
+		(*SchedulerItem_Own)(nil),
+		(*SchedulerItem_Fence)(nil),
+	}
+	file_work_proto_msgTypes[14].OneofWrappers = []any{
+		(*CallerItem_Hello_)(nil),
+		(*CallerItem_Beat_)(nil),
+		(*CallerItem_Submit_)(nil),
+		(*CallerItem_Attach)(nil),
+		(*CallerItem_Look)(nil),
+		(*CallerItem_Cancel)(nil),
+		(*CallerItem_Detach_)(nil),
+		(*CallerItem_Keeps)(nil),
+		(*CallerItem_Releases)(nil),
+	}
+	file_work_proto_msgTypes[16].OneofWrappers = []any{
+		(*OwnerItem_Hello_)(nil),
+		(*OwnerItem_Beat_)(nil),
+		(*OwnerItem_Update_)(nil),
+		(*OwnerItem_Gone_)(nil),
+		(*OwnerItem_NotMine_)(nil),
+		(*OwnerItem_Fenced)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_work_proto_rawDesc), len(file_work_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   4,
+			NumEnums:      1,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_work_proto_goTypes,
 		DependencyIndexes: file_work_proto_depIdxs,
+		EnumInfos:         file_work_proto_enumTypes,
 		MessageInfos:      file_work_proto_msgTypes,
 	}.Build()
 	File_work_proto = out.File

@@ -28,7 +28,11 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // Work is served by schedulers. A worker connects to every scheduler in its
-// view and keeps the stream; a scheduler connects to every other scheduler.
+// view and keeps the stream; a scheduler connects to every other scheduler,
+// and sends the calls that it received for that one's tasks.
+//
+// Each frame holds what gathered while the one before it was in flight, in
+// order. daemon/scheduler/wire says what each item means.
 type WorkClient interface {
 	Worker(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[FromWorker, ToWorker], error)
 	Peer(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[FromPeer, ToPeer], error)
@@ -73,7 +77,11 @@ type Work_PeerClient = grpc.BidiStreamingClient[FromPeer, ToPeer]
 // for forward compatibility.
 //
 // Work is served by schedulers. A worker connects to every scheduler in its
-// view and keeps the stream; a scheduler connects to every other scheduler.
+// view and keeps the stream; a scheduler connects to every other scheduler,
+// and sends the calls that it received for that one's tasks.
+//
+// Each frame holds what gathered while the one before it was in flight, in
+// order. daemon/scheduler/wire says what each item means.
 type WorkServer interface {
 	Worker(grpc.BidiStreamingServer[FromWorker, ToWorker]) error
 	Peer(grpc.BidiStreamingServer[FromPeer, ToPeer]) error
