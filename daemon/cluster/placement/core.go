@@ -46,6 +46,14 @@ func (c *Core) Table() *Table { return c.table }
 // it and at least every tenth of deadAfter. It reports whether the table is
 // another one; where only addresses have changed, its ID has not.
 func (c *Core) Step(now time.Time, v *cluster.View) (t *Table, changed bool) {
+	if c.advance(now, v) {
+		c.table, changed = c.table.With(c.placeable()), true
+	}
+	return c.table, changed
+}
+
+// advance takes in the view, and reports whether what is placeable has changed.
+func (c *Core) advance(now time.Time, v *cluster.View) (changed bool) {
 	var passed time.Duration
 	if !c.last.IsZero() {
 		passed = min(max(now.Sub(c.last), 0), c.deadAfter/watched)
@@ -81,14 +89,15 @@ func (c *Core) Step(now time.Time, v *cluster.View) (t *Table, changed bool) {
 			changed = true
 		}
 	}
-	if changed {
-		disks := make([]Disk, 0, len(c.disks))
-		for _, k := range c.disks {
-			disks = append(disks, k.disk)
-		}
-		c.table = c.table.With(disks)
+	return changed
+}
+
+func (c *Core) placeable() []Disk {
+	disks := make([]Disk, 0, len(c.disks))
+	for _, k := range c.disks {
+		disks = append(disks, k.disk)
 	}
-	return c.table, changed
+	return disks
 }
 
 // latest finds the member behind each disk: of two with one disk id, the one

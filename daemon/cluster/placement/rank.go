@@ -58,24 +58,52 @@ func (t *Table) rankAll() {
 func (k *ranker) rank(p uint16) {
 	t := k.t
 	k.top = k.top[:0]
-	clear(k.has)
-	for i := range t.scorers {
-		s := scored{t.scorers[i].score(k.logs, p), uint16(i)}
-		if z := t.zones[i]; !k.has[z] || s.compare(k.zone[z]) < 0 {
-			k.zone[z], k.has[z] = s, true
-		}
-		if len(k.top) < t.width || s.compare(k.top[len(k.top)-1]) < 0 {
-			k.insert(s, t.width)
+	logs, worst := k.logs, ^uint64(0)
+	for i, sc := range t.scorers {
+		// Later disks come after earlier ones of the same score.
+		if score := sc.score(logs, p); score < worst || len(k.top) < t.width {
+			k.insert(scored{score, uint16(i)}, t.width)
+			if len(k.top) == t.width {
+				worst = k.top[t.width-1].score
+			}
 		}
 	}
-	// Zones whose best is not among the best of all may own all the same.
-	last := k.top[len(k.top)-1]
+	if k.zonesAbove() < min(t.r, t.nzones) {
+		k.addZones(p)
+	}
+	k.choose(t.tabledRanks(p))
+}
+
+// zonesAbove counts the zones of top.
+func (k *ranker) zonesAbove() (n int) {
+	clear(k.done)
+	for _, s := range k.top {
+		if z := k.t.zones[s.disk]; !k.done[z] {
+			k.done[z] = true
+			n++
+		}
+	}
+	return n
+}
+
+// addZones adds the best of each zone that has none in top: it may own all the
+// same. Few partitions need it, unless zones are of very different sizes.
+func (k *ranker) addZones(p uint16) {
+	t := k.t
+	clear(k.has)
+	for i, z := range t.zones {
+		if k.done[z] {
+			continue
+		}
+		if s := (scored{t.scorers[i].score(k.logs, p), uint16(i)}); !k.has[z] || s.compare(k.zone[z]) < 0 {
+			k.zone[z], k.has[z] = s, true
+		}
+	}
 	for z := range k.zone {
-		if last.compare(k.zone[z]) < 0 {
+		if k.has[z] {
 			k.insert(k.zone[z], cap(k.top))
 		}
 	}
-	k.choose(t.tabledRanks(p))
 }
 
 // insert puts s into top, which keeps at most limit.
