@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"golang.org/x/sync/errgroup"
+)
+
+// measureRest reads the memory of a fresh cluster's nodes.
+func measureRest(ctx context.Context, w io.Writer, s *server) error {
+	d, err := describe(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, n := range d.Nodes {
+		rss := resident(n.PID)
+		heap, err := liveHeap(ctx, n.Ops)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "memory at rest: %s\t%s\t%.1f MiB\t\t\tresident; live heap %.1f MiB\n", n.Name, s.name, float64(rss)/(1<<20), float64(heap)/(1<<20))
+	}
+	return nil
+}
+
+// measureMemory fills the action cache, the disks' index and the queue, and
+// divides what Go's heap grew by. Garbage is collected before each reading:
+// /debug/pprof/heap?gc=1 does that.
+func measureMemory(ctx context.Context, w io.Writer, s *server) error {
+	d, err := describe(s.dir)
+	if err != nil {
+		return err
+	}
+	ops := map[string][]string{}
+	for _, n := range d.Nodes {
+		ops[n.Role] = append(ops[n.Role], n.Ops)
+	}
+	grown := func(role string, fill func() error) (float64, error) {
+		before, err := sumHeap(ctx, ops[role])
+		if err != nil {
+			return 0, err
+		}
+		if err := fill(); err != nil {
+			return 0, err
+		}
+		after, err := sumHeap(ctx, ops[role])
+		return float64(after - before), err
+	}
+
+	const entries = 20000
+	grew, err := grown("scheduler", func() error { return s.fillActionCache(ctx, entries) })
+	if err != nil {
+		return err
+	}
+	copies := float64(len(ops["scheduler"]))
+	fmt.Fprintf(w, "memory: action-cache entry\t%s\t%.0f B\t\t\tper entry and scheduler, its own ~130 B among it\n", s.name, grew/entries/copies)
+
+	const blobs = 100000
+	grew, err = grown("worker", func() error {
+		for range blobs / 4000 {
+			if err := s.upload(ctx, many(4000, 32)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "memory: index of a blob\t%s\t%.0f B\t\t\tper blob and copy\n", s.name, grew/blobs/2)
+
+	const queued = 2000
+	held, release := context.WithCancel(ctx)
+	defer release()
+	grew, err = grown("scheduler", func() error { return s.fillQueue(held, queued) })
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "memory: queued action\t%s\t%.0f B\t\t\tits gRPC stream, Action, Command and root among it\n", s.name, grew/queued)
+	return nil
+}
+
+func (s *server) fillActionCache(ctx context.Context, n int) error {
+	out := salt()
+	if err := s.upload(ctx, [][]byte{out}); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(64)
+	for range n {
+		g.Go(func() error { return s.acPut(ctx, name(salt()), name(out)) })
+	}
+	return g.Wait()
+}
+
+// fillQueue leaves n actions waiting behind ones that sleep, until ctx ends.
+func (s *server) fillQueue(ctx context.Context, n int) error {
+	root, rootDigest := message(&repb.Directory{})
+	command, commandDigest := message(&repb.Command{Arguments: []string{"/bin/sleep", "30"}})
+	if err := s.upload(ctx, [][]byte{root, command}); err != nil {
+		return err
+	}
+	for range n {
+		action, digest := message(&repb.Action{CommandDigest: commandDigest, InputRootDigest: rootDigest, Salt: salt()})
+		if err := s.upload(ctx, [][]byte{action}); err != nil {
+			return err
+		}
+		stream, err := s.exec.Execute(ctx, &repb.ExecuteRequest{ActionDigest: digest})
+		if err != nil {
+			return err
+		}
+		if _, err := stream.Recv(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sumHeap(ctx context.Context, ops []string) (int64, error) {
+	var sum int64
+	for _, o := range ops {
+		h, err := liveHeap(ctx, o)
+		if err != nil {
+			return 0, err
+		}
+		sum += h
+	}
+	return sum, nil
+}
+
+// liveHeap collects a node's garbage and reads how much is left.
+func liveHeap(ctx context.Context, ops string) (int64, error) {
+	if _, err := get(ctx, "http://"+ops+"/debug/pprof/heap?gc=1"); err != nil {
+		return 0, err
+	}
+	text, err := get(ctx, "http://"+ops+"/metrics")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.SplitSeq(text, "\n") {
+		if v, ok := strings.CutPrefix(line, "go_memstats_heap_alloc_bytes "); ok {
+			f, err := strconv.ParseFloat(v, 64)
+			return int64(f), err
+		}
+	}
+	return 0, fmt.Errorf("%s does not tell its heap", ops)
+}
+
+func get(ctx context.Context, url string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", url, resp.Status)
+	}
+	return string(b), err
+}
