@@ -1,0 +1,124 @@
+package sandbox
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// SmallSize is up to how many bytes an output is handed over in memory rather
+// than as a file.
+const SmallSize = 64 << 10
+
+// Stream is what an action wrote to stdout or stderr: in Data when it is
+// small, else in the file at Path, which its taker deletes or takes.
+type Stream struct {
+	Data      []byte
+	Path      string
+	Size      int64
+	Truncated bool // a part was dropped, and a last line says so
+}
+
+// stream is a file that an executor's actions append to. It is kept from
+// action to action as long as it can be emptied again, for an action that
+// writes nothing should not cost a file.
+type stream struct {
+	f    *os.File
+	path string
+	cut  bool
+	seq  int
+}
+
+// open makes sure that there is a file, which is empty.
+func (s *stream) open(e *Executor, i int) error {
+	if s.f != nil {
+		return nil
+	}
+	s.seq++
+	s.path = e.dir + "/" + [2]string{"stdout", "stderr"}[i] + strconv.Itoa(s.seq)
+	f, err := os.OpenFile(s.path, os.O_CREATE|os.O_EXCL|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	if e.own {
+		// So that /dev/stdout can be opened by the action.
+		if err := f.Chown(e.uid, e.uid); err != nil {
+			f.Close()
+			return err
+		}
+	}
+	s.f = f
+	return nil
+}
+
+// limit cuts off what is beyond max bytes. The writer appends, so the first
+// max bytes stay as they were written, and what is written until the next look
+// is all the disk that an endless stream takes.
+func (s *stream) limit(max int64) error {
+	size, err := s.size()
+	if err != nil || size <= max {
+		return err
+	}
+	s.cut = true
+	return s.f.Truncate(max)
+}
+
+func (s *stream) size() (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(s.f.Fd()), &st); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: s.path, Err: err}
+	}
+	return st.Size, nil
+}
+
+// take hands over what the action wrote. It has ended.
+func (s *stream) take(e *Executor) (Stream, error) {
+	if s.f == nil {
+		return Stream{}, nil
+	}
+	max := e.sb.o.MaxStream
+	if err := s.limit(max); err != nil {
+		return Stream{}, err
+	}
+	if s.cut {
+		e.sb.metrics.truncated.Inc()
+		line := fmt.Sprintf("\nremex: what was written beyond %d bytes has been dropped\n", max)
+		if _, err := s.f.WriteAt([]byte(line), max); err != nil {
+			return Stream{}, err
+		}
+	}
+	size, err := s.size()
+	if err != nil || size == 0 {
+		return Stream{}, err
+	}
+	out := Stream{Size: size, Truncated: s.cut}
+	s.cut = false
+	if size <= SmallSize {
+		out.Data = make([]byte, size)
+		if _, err := io.ReadFull(io.NewSectionReader(s.f, 0, size), out.Data); err != nil {
+			return Stream{}, fmt.Errorf("read %s: %w", s.path, err)
+		}
+		return out, s.f.Truncate(0)
+	}
+	out.Path = e.sb.trash.next(".out")
+	if err := os.Rename(s.path, out.Path); err != nil {
+		return Stream{}, err
+	}
+	if e.own {
+		if err := s.f.Chown(os.Geteuid(), os.Getegid()); err != nil {
+			return Stream{}, err
+		}
+	}
+	s.close()
+	return out, nil
+}
+
+func (s *stream) close() {
+	if s.f != nil {
+		s.f.Close()
+		s.f = nil
+	}
+}
