@@ -188,7 +188,8 @@ func (x *AcGetRequest) GetKey() *AcKey {
 type AcGetResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Entry *AcEntry               `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"` // absent: no entry
-	// The answerer would know of any entry: absence is certain.
+	// The answerer would know of any entry: absence is certain. Of a journal:
+	// it has read all that it holds.
 	Settled       bool `protobuf:"varint,2,opt,name=settled,proto3" json:"settled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -322,6 +323,8 @@ type AcListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	After         []byte                 `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"` // the cursor of the page before; empty: from the start
 	MaxBytes      uint32                 `protobuf:"varint,2,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	Since         int64                  `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`                       // only entries with this stamp or a later one
+	KeysOnly      bool                   `protobuf:"varint,4,opt,name=keys_only,json=keysOnly,proto3" json:"keys_only,omitempty"` // entries come without their results
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -368,6 +371,20 @@ func (x *AcListRequest) GetMaxBytes() uint32 {
 		return x.MaxBytes
 	}
 	return 0
+}
+
+func (x *AcListRequest) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *AcListRequest) GetKeysOnly() bool {
+	if x != nil {
+		return x.KeysOnly
+	}
+	return false
 }
 
 type AcListResponse struct {
@@ -450,10 +467,12 @@ const file_ac_proto_rawDesc = "" +
 	"\asettled\x18\x02 \x01(\bR\asettled\";\n" +
 	"\fAcPutRequest\x12+\n" +
 	"\aentries\x18\x01 \x03(\v2\x11.remex.v1.AcEntryR\aentries\"\x0f\n" +
-	"\rAcPutResponse\"B\n" +
+	"\rAcPutResponse\"u\n" +
 	"\rAcListRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\fR\x05after\x12\x1b\n" +
-	"\tmax_bytes\x18\x02 \x01(\rR\bmaxBytes\"k\n" +
+	"\tmax_bytes\x18\x02 \x01(\rR\bmaxBytes\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\x12\x1b\n" +
+	"\tkeys_only\x18\x04 \x01(\bR\bkeysOnly\"k\n" +
 	"\x0eAcListResponse\x12+\n" +
 	"\aentries\x18\x01 \x03(\v2\x11.remex.v1.AcEntryR\aentries\x12\x12\n" +
 	"\x04next\x18\x02 \x01(\fR\x04next\x12\x18\n" +
