@@ -115,7 +115,7 @@ func TestEveryCallGetsItsOwnAnswer(t *testing.T) {
 	for g := range 50 {
 		wg.Go(func() {
 			for i := range 40 {
-				want := fmt.Sprintf("%d/%d/%s", g, i, strings.Repeat("x", i*1000))
+				want := fmt.Sprintf("%d/%d/%s", g, i, strings.Repeat("x", i*100))
 				got, err := ask(ctx, p, n.addr, want)
 				if err != nil || got != want {
 					t.Errorf("call %d/%d: got %.20q, %v", g, i, got, err)
@@ -132,7 +132,7 @@ func TestCallsBeyondTheQueueWaitTheirTurn(t *testing.T) {
 	ctx := within(t, 20*time.Second)
 	want := strings.Repeat("x", 3<<20) // the queue holds two, a frame one
 	var wg sync.WaitGroup
-	for range 16 {
+	for range 6 {
 		wg.Go(func() {
 			if got, err := ask(ctx, p, n.addr, want); err != nil || got != want {
 				t.Errorf("got %d bytes, %v", len(got), err)
