@@ -1,0 +1,93 @@
+package frontend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	bspb "google.golang.org/genproto/googleapis/bytestream"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/remex-build/terraform-provider-remex/daemon/blob"
+	"github.com/remex-build/terraform-provider-remex/daemon/digest"
+)
+
+// readChunk is how many bytes one message of a Read carries: large enough that
+// messages cost little beside their bytes, small enough that thousands of slow
+// readers fit into the budget.
+const readChunk = 256 << 10
+
+func (s byteStream) read(req *bspb.ReadRequest, ss grpc.ServerStream) error {
+	ctx := ss.Context()
+	res, err := parseRead(req.ResourceName)
+	if err != nil {
+		return err
+	}
+	d := res.digest
+	if req.ReadLimit < 0 {
+		return invalid("read_limit", "%d is negative", req.ReadLimit)
+	}
+	if req.ReadOffset < 0 || req.ReadOffset > d.Size() {
+		return status.Errorf(codes.OutOfRange, "read_offset %d of a blob of %d bytes", req.ReadOffset, d.Size())
+	}
+	n := d.Size() - req.ReadOffset
+	if req.ReadLimit > 0 {
+		n = min(n, req.ReadLimit)
+	}
+	if d.Size() <= blob.SmallSize {
+		return s.readSmall(ctx, d, req.ReadOffset, n, ss)
+	}
+	return s.readStream(ctx, d, req.ReadOffset, n, ss)
+}
+
+func (s byteStream) readSmall(ctx context.Context, d digest.Digest, off, n int64, ss grpc.ServerStream) error {
+	release, err := s.hold(ctx, d.Size())
+	if err != nil {
+		return err
+	}
+	defer release()
+	r := s.store.GetBatch(ctx, []digest.Digest{d})[0]
+	if r.Err != nil {
+		return fmt.Errorf("read %s: %w", d, r.Err)
+	}
+	if n == 0 {
+		return nil
+	}
+	s.metrics.bytesOut.Add(float64(n))
+	return ss.SendMsg(&bspb.ReadResponse{Data: r.Data[off : off+n]})
+}
+
+func (s byteStream) readStream(ctx context.Context, d digest.Digest, off, n int64, ss grpc.ServerStream) error {
+	r, err := s.store.Get(ctx, d, off)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", d, err)
+	}
+	defer r.Close()
+	if n == 0 {
+		return nil
+	}
+	release, err := s.hold(ctx, min(n, readChunk))
+	if err != nil {
+		return err
+	}
+	defer release()
+	buf := make([]byte, min(n, readChunk)) // a sent message is marshalled, and buf free again
+	for n > 0 {
+		chunk := buf[:min(n, int64(len(buf)))]
+		if _, err := io.ReadFull(r, chunk); err != nil {
+			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+				return status.Errorf(codes.Unavailable, "read %s: it ended %d bytes early", d, n)
+			}
+			return fmt.Errorf("read %s: %w", d, err)
+		}
+		if err := ss.SendMsg(&bspb.ReadResponse{Data: chunk}); err != nil {
+			return err
+		}
+		n -= int64(len(chunk))
+		s.metrics.bytesOut.Add(float64(len(chunk)))
+	}
+	return nil
+}

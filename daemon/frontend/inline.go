@@ -1,0 +1,82 @@
+package frontend
+
+import (
+	"context"
+	"slices"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/remex-build/terraform-provider-remex/daemon/digest"
+)
+
+// hints are what a client wants inlined.
+type hints struct {
+	stdout, stderr bool
+	files          []string
+}
+
+// inlineField is one place in a result for inline data.
+type inlineField struct {
+	data   *[]byte
+	digest *repb.Digest
+	wanted bool
+}
+
+// inlineFields lists r's, the most wanted first.
+func inlineFields(r *repb.ActionResult, h hints) []inlineField {
+	fields := []inlineField{
+		{&r.StdoutRaw, r.StdoutDigest, h.stdout},
+		{&r.StderrRaw, r.StderrDigest, h.stderr},
+	}
+	for _, file := range r.OutputFiles {
+		fields = append(fields, inlineField{&file.Contents, file.Digest, slices.Contains(h.files, file.Path)})
+	}
+	return fields
+}
+
+// inline makes r carry the inline data that the client asked for, as far as it
+// fits into room bytes, and no other unless it exists nowhere else. It reports
+// whether r fits. What cannot be read is left out: the client has its digest.
+func (f *Frontend) inline(ctx context.Context, fn digest.Function, r *repb.ActionResult, h hints, room int) bool {
+	fields := inlineFields(r, h)
+	for _, x := range fields {
+		if !x.wanted && x.digest != nil {
+			*x.data = nil
+		}
+	}
+	dec := &decoder{fn: fn}
+	left := room - proto.Size(r)
+	var ds []digest.Digest
+	var into []*[]byte
+	total := int64(0)
+	for _, x := range fields {
+		if !x.wanted || len(*x.data) > 0 || x.digest.GetSizeBytes() <= 0 {
+			continue
+		}
+		d, err := dec.digest(x.digest, "digest")
+		if need := d.Size() + 8; err == nil && need <= int64(left) {
+			left -= int(need)
+			total += d.Size()
+			ds, into = append(ds, d), append(into, x.data)
+		}
+	}
+	if len(ds) > 0 {
+		release, err := f.hold(ctx, total)
+		if err != nil {
+			return left >= 0
+		}
+		defer release()
+		for i, res := range f.readAll(ctx, ds) {
+			if res.Err == nil {
+				*into[i] = res.Data
+			}
+		}
+	}
+	for i := len(fields) - 1; i >= 0 && proto.Size(r) > room; i-- {
+		if fields[i].digest != nil {
+			*fields[i].data = nil
+		}
+	}
+	return proto.Size(r) <= room
+}
