@@ -11,6 +11,8 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/remex-build/terraform-provider-remex/test/reapi"
 )
 
 func actionMeasurements(d time.Duration) []measurement {
@@ -85,17 +87,17 @@ func timed(n int, all []time.Duration, took time.Duration) result {
 
 // trivial runs actions that nobody has seen, which do nothing.
 func trivial(ctx context.Context, s *server, n int, d time.Duration) (result, error) {
-	root, rootDigest := message(&repb.Directory{})
-	command, commandDigest := message(&repb.Command{Arguments: []string{"/bin/true"}, Platform: s.platform})
-	if err := s.upload(ctx, [][]byte{root, command}); err != nil {
+	root, rootDigest := reapi.Message(&repb.Directory{})
+	command, commandDigest := reapi.Message(&repb.Command{Arguments: []string{"/bin/true"}, Platform: s.platform})
+	if err := s.Upload(ctx, [][]byte{root, command}); err != nil {
 		return result{}, err
 	}
 	one := func(ctx context.Context) error {
-		action, digest := message(&repb.Action{CommandDigest: commandDigest, InputRootDigest: rootDigest, Salt: salt(), Platform: s.platform})
-		if err := s.upload(ctx, [][]byte{action}); err != nil {
+		action, digest := reapi.Message(&repb.Action{CommandDigest: commandDigest, InputRootDigest: rootDigest, Salt: salt(), Platform: s.platform})
+		if err := s.Upload(ctx, [][]byte{action}); err != nil {
 			return err
 		}
-		_, err := s.execute(ctx, digest, false)
+		_, err := s.Execute(ctx, digest, false)
 		return err
 	}
 	for range 10 { // the first ones start what later ones find running
@@ -121,7 +123,7 @@ func manyInputs(ctx context.Context, s *server, n int, kind string) (result, err
 	const rounds = 5
 	blobs, dirs := inputTree(n, salt())
 	if kind != "all new" {
-		if err := s.upload(ctx, slices.Concat(blobs, dirs.blobs)); err != nil {
+		if err := s.Upload(ctx, slices.Concat(blobs, dirs.blobs)); err != nil {
 			return result{}, err
 		}
 		// Once before, so that workers have them too.
@@ -142,7 +144,7 @@ func manyInputs(ctx context.Context, s *server, n int, kind string) (result, err
 			dirs = directories(blobs)
 		}
 		made := time.Since(start) // the client's own work is not the server's
-		if err := s.uploadMissing(ctx, slices.Concat(blobs, dirs.blobs)); err != nil {
+		if err := s.UploadMissing(ctx, slices.Concat(blobs, dirs.blobs)); err != nil {
 			return result{}, err
 		}
 		if _, err := s.runTree(ctx, dirs.root); err != nil {
@@ -178,25 +180,25 @@ func directories(files [][]byte) tree {
 	for i := 0; i < len(files); i += 100 {
 		dir := &repb.Directory{}
 		for j := i; j < min(i+100, len(files)); j++ {
-			dir.Files = append(dir.Files, &repb.FileNode{Name: fmt.Sprintf("f%06d", j), Digest: name(files[j])})
+			dir.Files = append(dir.Files, &repb.FileNode{Name: fmt.Sprintf("f%06d", j), Digest: reapi.Name(files[j])})
 		}
-		b, d := message(dir)
+		b, d := reapi.Message(dir)
 		t.blobs = append(t.blobs, b)
 		root.Directories = append(root.Directories, &repb.DirectoryNode{Name: fmt.Sprintf("d%06d", i), Digest: d})
 	}
-	b, d := message(root)
+	b, d := reapi.Message(root)
 	t.blobs, t.root = append(t.blobs, b), d
 	return t
 }
 
 // runTree runs an action that nobody has seen on the input root.
 func (s *server) runTree(ctx context.Context, root *repb.Digest) (*repb.ActionResult, error) {
-	command, commandDigest := message(&repb.Command{Arguments: []string{"/bin/true"}, Platform: s.platform})
-	action, digest := message(&repb.Action{CommandDigest: commandDigest, InputRootDigest: root, Salt: salt(), Platform: s.platform})
-	if err := s.upload(ctx, [][]byte{command, action}); err != nil {
+	command, commandDigest := reapi.Message(&repb.Command{Arguments: []string{"/bin/true"}, Platform: s.platform})
+	action, digest := reapi.Message(&repb.Action{CommandDigest: commandDigest, InputRootDigest: root, Salt: salt(), Platform: s.platform})
+	if err := s.Upload(ctx, [][]byte{command, action}); err != nil {
 		return nil, err
 	}
-	return s.execute(ctx, digest, false)
+	return s.Execute(ctx, digest, false)
 }
 
 // buildLike does what a build does for one action: ask the action cache, find
@@ -206,28 +208,28 @@ func buildLike(ctx context.Context, s *server, n int, d time.Duration) (result, 
 	one := func(ctx context.Context) error {
 		files := append(slices.Clone(shared), slices.Concat([]byte("source "), salt()))
 		t := directories(files)
-		command, commandDigest := message(&repb.Command{
+		command, commandDigest := reapi.Message(&repb.Command{
 			Arguments: []string{"/bin/sh", "-c", "cat d000000/f000019 > out"}, OutputPaths: []string{"out"}, OutputFiles: []string{"out"}, Platform: s.platform,
 		})
-		action, digest := message(&repb.Action{CommandDigest: commandDigest, InputRootDigest: t.root, Platform: s.platform})
-		if _, err := s.ac.GetActionResult(ctx, &repb.GetActionResultRequest{ActionDigest: digest}); err == nil {
+		action, digest := reapi.Message(&repb.Action{CommandDigest: commandDigest, InputRootDigest: t.root, Platform: s.platform})
+		if _, err := s.AC.GetActionResult(ctx, &repb.GetActionResultRequest{ActionDigest: digest}); err == nil {
 			return fmt.Errorf("a new action is in the cache")
 		}
-		if err := s.uploadMissing(ctx, slices.Concat(files, t.blobs, [][]byte{command, action})); err != nil {
+		if err := s.UploadMissing(ctx, slices.Concat(files, t.blobs, [][]byte{command, action})); err != nil {
 			return err
 		}
-		res, err := s.execute(ctx, digest, false)
+		res, err := s.Execute(ctx, digest, false)
 		if err != nil {
 			return err
 		}
 		if len(res.OutputFiles) != 1 {
 			return fmt.Errorf("%d outputs", len(res.OutputFiles))
 		}
-		resp, err := s.cas.BatchReadBlobs(ctx, &repb.BatchReadBlobsRequest{Digests: []*repb.Digest{res.OutputFiles[0].Digest}})
+		resp, err := s.CAS.BatchReadBlobs(ctx, &repb.BatchReadBlobsRequest{Digests: []*repb.Digest{res.OutputFiles[0].Digest}})
 		if err != nil {
 			return err
 		}
-		if !proto.Equal(name(resp.Responses[0].Data), name(files[19])) {
+		if !proto.Equal(reapi.Name(resp.Responses[0].Data), reapi.Name(files[19])) {
 			return fmt.Errorf("the output is not the input")
 		}
 		return nil

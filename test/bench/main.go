@@ -23,6 +23,8 @@ import (
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+
+	"github.com/remex-build/terraform-provider-remex/test/reapi"
 )
 
 // A server is one that is measured.
@@ -35,7 +37,7 @@ type server struct {
 	// dir is that of a cluster that was started here, else empty.
 	dir      string
 	platform *repb.Platform
-	*client
+	*reapi.Client
 }
 
 // A measurement prints one row for each server.
@@ -101,10 +103,10 @@ func run() error {
 		return errors.New("nothing to measure: give -remex or -servers")
 	}
 	for _, s := range all {
-		if s.client, err = dial(s.addr); err != nil {
+		if s.Client, err = reapi.Dial(s.addr); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
-		defer s.close()
+		defer s.Close()
 	}
 	return measure(ctx, all, *remex, filter, *seconds)
 }

@@ -11,6 +11,8 @@ import (
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/remex-build/terraform-provider-remex/test/reapi"
 )
 
 // measureRest reads the memory of a fresh cluster's nodes.
@@ -65,7 +67,7 @@ func measureMemory(ctx context.Context, w io.Writer, s *server) error {
 	const blobs = 100000
 	grew, err = grown("worker", func() error {
 		for range blobs / 4000 {
-			if err := s.upload(ctx, many(4000, 32)); err != nil {
+			if err := s.Upload(ctx, many(4000, 32)); err != nil {
 				return err
 			}
 		}
@@ -89,30 +91,30 @@ func measureMemory(ctx context.Context, w io.Writer, s *server) error {
 
 func (s *server) fillActionCache(ctx context.Context, n int) error {
 	out := salt()
-	if err := s.upload(ctx, [][]byte{out}); err != nil {
+	if err := s.Upload(ctx, [][]byte{out}); err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(64)
 	for range n {
-		g.Go(func() error { return s.acPut(ctx, name(salt()), name(out)) })
+		g.Go(func() error { return s.acPut(ctx, reapi.Name(salt()), reapi.Name(out)) })
 	}
 	return g.Wait()
 }
 
 // fillQueue leaves n actions waiting behind ones that sleep, until ctx ends.
 func (s *server) fillQueue(ctx context.Context, n int) error {
-	root, rootDigest := message(&repb.Directory{})
-	command, commandDigest := message(&repb.Command{Arguments: []string{"/bin/sleep", "30"}})
-	if err := s.upload(ctx, [][]byte{root, command}); err != nil {
+	root, rootDigest := reapi.Message(&repb.Directory{})
+	command, commandDigest := reapi.Message(&repb.Command{Arguments: []string{"/bin/sleep", "30"}})
+	if err := s.Upload(ctx, [][]byte{root, command}); err != nil {
 		return err
 	}
 	for range n {
-		action, digest := message(&repb.Action{CommandDigest: commandDigest, InputRootDigest: rootDigest, Salt: salt()})
-		if err := s.upload(ctx, [][]byte{action}); err != nil {
+		action, digest := reapi.Message(&repb.Action{CommandDigest: commandDigest, InputRootDigest: rootDigest, Salt: salt()})
+		if err := s.Upload(ctx, [][]byte{action}); err != nil {
 			return err
 		}
-		stream, err := s.exec.Execute(ctx, &repb.ExecuteRequest{ActionDigest: digest})
+		stream, err := s.Exec.Execute(ctx, &repb.ExecuteRequest{ActionDigest: digest})
 		if err != nil {
 			return err
 		}

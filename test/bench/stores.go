@@ -10,29 +10,31 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/remex-build/terraform-provider-remex/test/reapi"
 )
 
 func storeMeasurements(d time.Duration) []measurement {
 	return []measurement{
 		{name: "CAS: upload 4 KiB, 64 in flight", limit: "of RPC rate", run: func(ctx context.Context, s *server) (result, error) {
-			return perSecond(ctx, 64, d, func(ctx context.Context) error { return s.upload(ctx, [][]byte{random(4096)}) })
+			return perSecond(ctx, 64, d, func(ctx context.Context) error { return s.Upload(ctx, [][]byte{random(4096)}) })
 		}},
 		{name: "CAS: upload batches of 100 x 4 KiB, 8 in flight", limit: "of create+write rate", run: func(ctx context.Context, s *server) (result, error) {
-			return batches(ctx, 100, d, func(ctx context.Context) error { return s.upload(ctx, many(100, 4096)) }, func(l limits) float64 { return l.create })
+			return batches(ctx, 100, d, func(ctx context.Context) error { return s.Upload(ctx, many(100, 4096)) }, func(l limits) float64 { return l.create })
 		}},
 		{name: "CAS: download batches of 100 x 4 KiB, 8 in flight", limit: "of create+write rate", run: func(ctx context.Context, s *server) (result, error) {
 			return downloadBatches(ctx, s, d)
 		}},
 		{name: "CAS: upload 64 MiB", limit: "of sha256", run: func(ctx context.Context, s *server) (result, error) {
-			return throughput(3, 64<<20, func() error { return s.write(ctx, random(64<<20)) })
+			return throughput(3, 64<<20, func() error { return s.Write(ctx, random(64<<20)) })
 		}},
 		{name: "CAS: download 64 MiB", limit: "of sha256", run: func(ctx context.Context, s *server) (result, error) {
 			b := random(64 << 20)
-			if err := s.write(ctx, b); err != nil {
+			if err := s.Write(ctx, b); err != nil {
 				return result{}, err
 			}
 			return throughput(5, len(b), func() error {
-				n, err := s.read(ctx, name(b))
+				n, err := s.Read(ctx, reapi.Name(b))
 				if err == nil && n != int64(len(b)) {
 					err = fmt.Errorf("read %d of %d bytes", n, len(b))
 				}
@@ -43,7 +45,7 @@ func storeMeasurements(d time.Duration) []measurement {
 		{name: "AC: get, 64 in flight", limit: "of RPC rate", run: func(ctx context.Context, s *server) (result, error) { return acGet(ctx, s, d) }},
 		{name: "AC: miss, 64 in flight", limit: "of RPC rate", run: func(ctx context.Context, s *server) (result, error) {
 			return perSecond(ctx, 64, d, func(ctx context.Context) error {
-				_, err := s.ac.GetActionResult(ctx, &repb.GetActionResultRequest{ActionDigest: name(salt())})
+				_, err := s.AC.GetActionResult(ctx, &repb.GetActionResultRequest{ActionDigest: reapi.Name(salt())})
 				if status.Code(err) != codes.NotFound {
 					return fmt.Errorf("a miss is %w", err)
 				}
@@ -52,10 +54,10 @@ func storeMeasurements(d time.Duration) []measurement {
 		}},
 		{name: "AC: update, 8 in flight", limit: "of RPC rate", run: func(ctx context.Context, s *server) (result, error) {
 			b := salt()
-			if err := s.upload(ctx, [][]byte{b}); err != nil {
+			if err := s.Upload(ctx, [][]byte{b}); err != nil {
 				return result{}, err
 			}
-			return perSecond(ctx, 8, d, func(ctx context.Context) error { return s.acPut(ctx, name(salt()), name(b)) })
+			return perSecond(ctx, 8, d, func(ctx context.Context) error { return s.acPut(ctx, reapi.Name(salt()), reapi.Name(b)) })
 		}},
 	}
 }
@@ -98,12 +100,12 @@ func batches(ctx context.Context, size int, d time.Duration, f func(context.Cont
 func downloadBatches(ctx context.Context, s *server, d time.Duration) (result, error) {
 	const n = 2000
 	blobs := many(n, 4096)
-	if err := s.upload(ctx, blobs); err != nil {
+	if err := s.Upload(ctx, blobs); err != nil {
 		return result{}, err
 	}
 	ds := make([]*repb.Digest, n)
 	for i, b := range blobs {
-		ds[i] = name(b)
+		ds[i] = reapi.Name(b)
 	}
 	next := make(chan int)
 	ctx, stop := context.WithCancel(ctx)
@@ -119,7 +121,7 @@ func downloadBatches(ctx context.Context, s *server, d time.Duration) (result, e
 	}()
 	return batches(ctx, 100, d, func(ctx context.Context) error {
 		i := <-next
-		resp, err := s.cas.BatchReadBlobs(ctx, &repb.BatchReadBlobsRequest{Digests: ds[i : i+100]})
+		resp, err := s.CAS.BatchReadBlobs(ctx, &repb.BatchReadBlobsRequest{Digests: ds[i : i+100]})
 		if err != nil {
 			return err
 		}
@@ -151,15 +153,15 @@ func throughput(rounds, size int, f func() error) (result, error) {
 func findMissing(d time.Duration) func(context.Context, *server) (result, error) {
 	return func(ctx context.Context, s *server) (result, error) {
 		blobs := many(1000, 32)
-		if err := s.upload(ctx, blobs[:500]); err != nil {
+		if err := s.Upload(ctx, blobs[:500]); err != nil {
 			return result{}, err
 		}
 		ds := make([]*repb.Digest, len(blobs))
 		for i, b := range blobs {
-			ds[i] = name(b)
+			ds[i] = reapi.Name(b)
 		}
 		return batches(ctx, len(ds), d, func(ctx context.Context) error {
-			gone, err := s.missing(ctx, ds)
+			gone, err := s.Missing(ctx, ds)
 			if err == nil && len(gone) != 500 {
 				err = fmt.Errorf("%d of 500 are said to be missing", len(gone))
 			}
@@ -168,8 +170,8 @@ func findMissing(d time.Duration) func(context.Context, *server) (result, error)
 	}
 }
 
-func (c *client) acPut(ctx context.Context, action, output *repb.Digest) error {
-	_, err := c.ac.UpdateActionResult(ctx, &repb.UpdateActionResultRequest{
+func (s *server) acPut(ctx context.Context, action, output *repb.Digest) error {
+	_, err := s.AC.UpdateActionResult(ctx, &repb.UpdateActionResultRequest{
 		ActionDigest: action,
 		ActionResult: &repb.ActionResult{OutputFiles: []*repb.OutputFile{{Path: "out", Digest: output}}},
 	})
@@ -178,18 +180,18 @@ func (c *client) acPut(ctx context.Context, action, output *repb.Digest) error {
 
 func acGet(ctx context.Context, s *server, d time.Duration) (result, error) {
 	out := salt()
-	if err := s.upload(ctx, [][]byte{out}); err != nil {
+	if err := s.Upload(ctx, [][]byte{out}); err != nil {
 		return result{}, err
 	}
-	action := name(salt())
-	if err := s.acPut(ctx, action, name(out)); err != nil {
-		if unsupported(err) {
+	action := reapi.Name(salt())
+	if err := s.acPut(ctx, action, reapi.Name(out)); err != nil {
+		if status.Code(err) == codes.Unimplemented {
 			return result{}, errors.New("action results cannot be uploaded")
 		}
 		return result{}, err
 	}
 	return perSecond(ctx, 64, d, func(ctx context.Context) error {
-		_, err := s.ac.GetActionResult(ctx, &repb.GetActionResultRequest{ActionDigest: action})
+		_, err := s.AC.GetActionResult(ctx, &repb.GetActionResultRequest{ActionDigest: action})
 		return err
 	})
 }

@@ -1,4 +1,6 @@
-package main
+// Package reapi is a client of the Remote Execution API as plain as it can be,
+// for benchmarks and tests: it adds nothing to what the protocol says.
+package reapi
 
 import (
 	"context"
@@ -11,7 +13,6 @@ import (
 	"github.com/google/uuid"
 	bspb "google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -19,66 +20,69 @@ import (
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 )
 
-// client speaks the Remote Execution API over one connection, as Bazel does.
-type client struct {
-	conn *grpc.ClientConn
-	cas  repb.ContentAddressableStorageClient
-	ac   repb.ActionCacheClient
-	exec repb.ExecutionClient
-	bs   bspb.ByteStreamClient
+// Client speaks the Remote Execution API over one connection, as Bazel does.
+type Client struct {
+	Conn *grpc.ClientConn
+	CAS  repb.ContentAddressableStorageClient
+	AC   repb.ActionCacheClient
+	Exec repb.ExecutionClient
+	BS   bspb.ByteStreamClient
 }
 
-func dial(addr string) (*client, error) {
+// Dial connects to host:port, in plaintext.
+func Dial(addr string) (*Client, error) {
 	conn, err := grpc.NewClient("passthrough:///"+addr,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
 	if err != nil {
 		return nil, err
 	}
-	return &client{
-		conn: conn,
-		cas:  repb.NewContentAddressableStorageClient(conn),
-		ac:   repb.NewActionCacheClient(conn),
-		exec: repb.NewExecutionClient(conn),
-		bs:   bspb.NewByteStreamClient(conn),
+	return &Client{
+		Conn: conn,
+		CAS:  repb.NewContentAddressableStorageClient(conn),
+		AC:   repb.NewActionCacheClient(conn),
+		Exec: repb.NewExecutionClient(conn),
+		BS:   bspb.NewByteStreamClient(conn),
 	}, nil
 }
 
-func (c *client) close() { _ = c.conn.Close() }
+// Close ends the connection.
+func (c *Client) Close() { _ = c.Conn.Close() }
 
-func name(b []byte) *repb.Digest {
+// Name is the SHA256 digest of b.
+func Name(b []byte) *repb.Digest {
 	d := digest.Of(digest.SHA256, b)
 	return &repb.Digest{Hash: d.Hash(), SizeBytes: d.Size()}
 }
 
-// message serializes m and names it.
-func message(m proto.Message) ([]byte, *repb.Digest) {
+// Message serializes m and names it.
+func Message(m proto.Message) ([]byte, *repb.Digest) {
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil {
 		panic(err) // a message made here always serializes
 	}
-	return b, name(b)
+	return b, Name(b)
 }
 
-// missing asks which of ds the server lacks.
-func (c *client) missing(ctx context.Context, ds []*repb.Digest) ([]*repb.Digest, error) {
-	resp, err := c.cas.FindMissingBlobs(ctx, &repb.FindMissingBlobsRequest{BlobDigests: ds})
+// Missing asks which of ds the server lacks.
+func (c *Client) Missing(ctx context.Context, ds []*repb.Digest) ([]*repb.Digest, error) {
+	resp, err := c.CAS.FindMissingBlobs(ctx, &repb.FindMissingBlobsRequest{BlobDigests: ds})
 	if err != nil {
 		return nil, err
 	}
 	return resp.MissingBlobDigests, nil
 }
 
-// upload sends blobs in batches of at most 3 MiB and 4,000.
-func (c *client) upload(ctx context.Context, blobs [][]byte) error {
+// Upload sends blobs in batches of at most 3 MiB and 4,000.
+func (c *Client) Upload(ctx context.Context, blobs [][]byte) error {
 	for len(blobs) > 0 {
 		req, size := &repb.BatchUpdateBlobsRequest{}, 0
 		for len(blobs) > 0 && len(req.Requests) < 4000 && (size == 0 || size+len(blobs[0]) < 3<<20) {
-			req.Requests = append(req.Requests, &repb.BatchUpdateBlobsRequest_Request{Digest: name(blobs[0]), Data: blobs[0]})
+			req.Requests = append(req.Requests, &repb.BatchUpdateBlobsRequest_Request{Digest: Name(blobs[0]), Data: blobs[0]})
 			size += len(blobs[0])
 			blobs = blobs[1:]
 		}
-		resp, err := c.cas.BatchUpdateBlobs(ctx, req)
+		resp, err := c.CAS.BatchUpdateBlobs(ctx, req)
 		if err != nil {
 			return err
 		}
@@ -91,19 +95,19 @@ func (c *client) upload(ctx context.Context, blobs [][]byte) error {
 	return nil
 }
 
-// uploadMissing sends only what the server lacks.
-func (c *client) uploadMissing(ctx context.Context, blobs [][]byte) error {
+// UploadMissing sends only what the server lacks.
+func (c *Client) UploadMissing(ctx context.Context, blobs [][]byte) error {
 	byHash := map[string][]byte{}
 	ds := make([]*repb.Digest, 0, len(blobs))
 	for _, b := range blobs {
-		d := name(b)
+		d := Name(b)
 		byHash[d.Hash] = b
 		ds = append(ds, d)
 	}
 	var lacking [][]byte
 	for len(ds) > 0 {
 		n := min(len(ds), 10000)
-		gone, err := c.missing(ctx, ds[:n])
+		gone, err := c.Missing(ctx, ds[:n])
 		if err != nil {
 			return err
 		}
@@ -112,13 +116,13 @@ func (c *client) uploadMissing(ctx context.Context, blobs [][]byte) error {
 		}
 		ds = ds[n:]
 	}
-	return c.upload(ctx, lacking)
+	return c.Upload(ctx, lacking)
 }
 
-// write uploads one blob by ByteStream.
-func (c *client) write(ctx context.Context, b []byte) error {
-	d := name(b)
-	stream, err := c.bs.Write(ctx)
+// Write uploads one blob by ByteStream.
+func (c *Client) Write(ctx context.Context, b []byte) error {
+	d := Name(b)
+	stream, err := c.BS.Write(ctx)
 	if err != nil {
 		return err
 	}
@@ -145,9 +149,9 @@ func (c *client) write(ctx context.Context, b []byte) error {
 	return nil
 }
 
-// read downloads one blob by ByteStream and counts its bytes.
-func (c *client) read(ctx context.Context, d *repb.Digest) (int64, error) {
-	stream, err := c.bs.Read(ctx, &bspb.ReadRequest{ResourceName: fmt.Sprintf("blobs/%s/%d", d.Hash, d.SizeBytes)})
+// Read downloads one blob by ByteStream and counts its bytes.
+func (c *Client) Read(ctx context.Context, d *repb.Digest) (int64, error) {
+	stream, err := c.BS.Read(ctx, &bspb.ReadRequest{ResourceName: fmt.Sprintf("blobs/%s/%d", d.Hash, d.SizeBytes)})
 	if err != nil {
 		return 0, err
 	}
@@ -164,9 +168,9 @@ func (c *client) read(ctx context.Context, d *repb.Digest) (int64, error) {
 	}
 }
 
-// execute runs an action and returns its result.
-func (c *client) execute(ctx context.Context, action *repb.Digest, skipCache bool) (*repb.ActionResult, error) {
-	stream, err := c.exec.Execute(ctx, &repb.ExecuteRequest{ActionDigest: action, SkipCacheLookup: skipCache})
+// Execute runs an action and returns its result.
+func (c *Client) Execute(ctx context.Context, action *repb.Digest, skipCache bool) (*repb.ActionResult, error) {
+	stream, err := c.Exec.Execute(ctx, &repb.ExecuteRequest{ActionDigest: action, SkipCacheLookup: skipCache})
 	if err != nil {
 		return nil, err
 	}
@@ -194,6 +198,3 @@ func (c *client) execute(ctx context.Context, action *repb.Digest, skipCache boo
 		return resp.Result, nil
 	}
 }
-
-// unsupported reports whether err says that the server has no such service.
-func unsupported(err error) bool { return status.Code(err) == codes.Unimplemented }
