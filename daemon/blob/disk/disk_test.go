@@ -1,0 +1,136 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/remex-build/terraform-provider-remex/daemon/blob"
+	"github.com/remex-build/terraform-provider-remex/daemon/blob/blobtest"
+	"github.com/remex-build/terraform-provider-remex/daemon/digest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// disk is a Store that runs until the test ends it.
+type testDisk struct {
+	*Store
+	stop func() error
+}
+
+func openDisk(t testing.TB, o Options) *testDisk {
+	t.Helper()
+	d := startDisk(t, o)
+	d.awaitIndex(t)
+	return d
+}
+
+func startDisk(t testing.TB, o Options) *testDisk {
+	t.Helper()
+	if o.Dir == "" {
+		o.Dir = t.TempDir()
+	}
+	if o.Capacity == 0 {
+		o.Capacity = 1 << 30
+	}
+	s, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	d := &testDisk{Store: s}
+	stopped := false
+	d.stop = func() error {
+		if stopped {
+			return nil
+		}
+		stopped = true
+		cancel()
+		return errors.Join(<-done, s.Close())
+	}
+	t.Cleanup(func() {
+		if err := d.stop(); err != nil {
+			t.Errorf("stop: %v", err)
+		}
+	})
+	return d
+}
+
+func (d *testDisk) awaitIndex(t testing.TB) {
+	t.Helper()
+	eventually(t, "the index is read", func() bool { return d.loaded.Load() && d.running.Load() })
+}
+
+// eventually waits for what another goroutine does, without a deadline of its
+// own that a slow machine could miss.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for start := time.Now(); !ok(); time.Sleep(100 * time.Microsecond) {
+		if time.Since(start) > 20*time.Second {
+			t.Fatalf("it never happened that %s", what)
+		}
+	}
+}
+
+// asStore is a disk as the blob.Store that the contract is about.
+type asStore struct {
+	*Store
+	kind Kind
+}
+
+func (a asStore) Put(ctx context.Context, d digest.Digest, r io.Reader) error {
+	return a.Store.Put(ctx, d, a.kind, r)
+}
+
+func (a asStore) PutBatch(ctx context.Context, bs []blob.Blob) []error {
+	return a.Store.PutBatch(ctx, a.kind, bs)
+}
+
+func (a asStore) Missing(_ context.Context, ds []digest.Digest) (missing []digest.Digest, err error) {
+	for i, p := range a.Presence(ds, true) {
+		switch p {
+		case Unknown:
+			return nil, blob.ErrUnavailable
+		case Absent:
+			missing = append(missing, ds[i])
+		}
+	}
+	return missing, nil
+}
+
+func put(t testing.TB, s *Store, kind Kind, bs ...blob.Blob) {
+	t.Helper()
+	for _, b := range bs {
+		if err := s.Put(t.Context(), b.Digest, kind, bytes.NewReader(b.Data)); err != nil {
+			t.Fatalf("put %s: %v", b.Digest, err)
+		}
+	}
+}
+
+func get(s *Store, d digest.Digest) ([]byte, error) {
+	r, err := s.Get(context.Background(), d, 0)
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(r)
+	return data, errors.Join(err, r.Close())
+}
+
+func TestContract(t *testing.T) {
+	blobtest.Suite(t, func(t *testing.T) blob.Store {
+		return asStore{openDisk(t, Options{}).Store, Owned}
+	})
+}
+
+func TestContractWithFsync(t *testing.T) {
+	blobtest.Suite(t, func(t *testing.T) blob.Store {
+		return asStore{openDisk(t, Options{Fsync: true}).Store, Cached}
+	})
+}

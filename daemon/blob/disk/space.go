@@ -1,0 +1,155 @@
+package disk
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remex-build/terraform-provider-remex/daemon/blob"
+)
+
+const (
+	blockSize = 4096
+	// roomWait bounds how long a write waits at the hard limit for the
+	// evictor. Beyond it the next disk in rank is the better place.
+	roomWait = 2 * time.Second
+	// inodeReserve is the share of the file system's inodes that stays free.
+	inodeReserve = 100
+)
+
+// space accounts for the bytes on disk. Writes reserve their room before they
+// write it, so that all of them together stay under the limit.
+type space struct {
+	capacity int64
+	limit    int64 // for writes; what is above lets segments be rewritten
+	high     int64 // where eviction begins
+	low      int64 // where it ends
+	live     int64 // what it leaves of blobs, so that rewriting segments pays
+
+	used   atomic.Int64 // reserved and written
+	budget atomic.Int64 // what the file system has beyond the reserve, as far as known
+	free   atomic.Int64 // of the file system when last looked at
+	full   atomic.Bool  // the last write that asked was refused
+	wake   chan struct{}
+
+	noInode atomic.Bool // the file system is short of inodes
+
+	mu    sync.Mutex // guards round
+	round chan struct{}
+}
+
+func (p *space) init(capacity, segment int64) {
+	p.capacity = capacity
+	p.limit = capacity - segment
+	p.high = capacity / 100 * 94
+	p.low = capacity / 100 * 90
+	p.live = capacity / 100 * 85
+	p.wake = make(chan struct{}, 1)
+	p.round = make(chan struct{})
+}
+
+// fileBytes is what a file of n bytes occupies.
+func fileBytes(n int64) int64 { return (n + blockSize - 1) / blockSize * blockSize }
+
+// look asks the file system what is free.
+func (p *space) look(s *Store) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.o.Dir, &st); err != nil {
+		s.log.Warn("the file system does not say what is free", "err", err)
+		return
+	}
+	free := int64(st.Bavail) * st.Bsize
+	p.free.Store(free)
+	p.budget.Store(free - s.o.Reserve)
+	p.noInode.Store(st.Files > 0 && st.Ffree < st.Files/inodeReserve)
+}
+
+// take reserves n bytes if they are there.
+func (s *Store) take(n int64) bool {
+	p := &s.space
+	used := p.used.Add(n)
+	if used > p.high {
+		p.kick()
+	}
+	if used > p.limit {
+		p.used.Add(-n)
+		return false
+	}
+	if p.budget.Add(-n) < 0 {
+		if p.look(s); p.budget.Add(-n) < 0 {
+			p.used.Add(-n)
+			p.kick()
+			return false
+		}
+	}
+	if p.noInode.Load() {
+		p.used.Add(-n)
+		p.kick()
+		return false
+	}
+	return true
+}
+
+// reserve takes n bytes, waiting for the evictor when there are none. The
+// caller gives back with release what it does not write.
+func (s *Store) reserve(ctx context.Context, n int64) error {
+	if s.closed.Load() {
+		return errClosed
+	}
+	if s.take(n) {
+		s.space.full.Store(false)
+		return nil
+	}
+	if s.running.Load() && n <= s.space.low {
+		timeout := time.NewTimer(roomWait)
+		defer timeout.Stop()
+		// The round under way may have begun before we asked, so that the
+		// second one to end is the first that knew.
+		for range 2 {
+			round := s.space.nextRound()
+			select {
+			case <-round:
+			case <-timeout.C:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			if s.take(n) {
+				s.space.full.Store(false)
+				return nil
+			}
+		}
+	}
+	s.space.full.Store(true)
+	s.m.refused.Inc()
+	return fmt.Errorf("%w: %d bytes do not fit on the disk", blob.ErrFull, n)
+}
+
+func (s *Store) release(n int64) {
+	s.space.used.Add(-n)
+	s.space.budget.Add(n)
+}
+
+func (p *space) kick() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (p *space) nextRound() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.kick()
+	return p.round
+}
+
+func (p *space) endRound() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	close(p.round)
+	p.round = make(chan struct{})
+}
