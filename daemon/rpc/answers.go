@@ -3,6 +3,7 @@ package rpc
 import (
 	"errors"
 	"io"
+	"runtime"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -35,6 +36,7 @@ func (a *answering) send(send func(*pb.AnswerFrame) error, received <-chan error
 		}
 		select {
 		case <-a.out.wake:
+			runtime.Gosched() // whatever is about to be answered, travels along
 		case err := <-received:
 			if !errors.Is(err, io.EOF) {
 				return err

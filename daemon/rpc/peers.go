@@ -42,6 +42,7 @@ type Peers struct {
 	ctx     context.Context //nolint:containedctx // ended by Close; the life of every connection
 	cancel  context.CancelFunc
 	running sync.WaitGroup
+	patience
 
 	mu    sync.RWMutex // guards everything below; never held across I/O
 	peers map[string]*peer
@@ -56,6 +57,8 @@ func NewPeers(o PeersOptions) *Peers {
 		ctx:     ctx,
 		cancel:  cancel,
 		peers:   make(map[string]*peer),
+
+		patience: defaultPatience,
 	}
 	p.running.Go(p.forgetUnused)
 	return p
@@ -190,7 +193,8 @@ type peer struct {
 	bulk  *grpc.ClientConn
 	stop  context.CancelFunc
 	used  atomic.Int64 // Unix nanoseconds
-	down  atomic.Bool
+	patience
+	down atomic.Bool
 
 	mu      sync.Mutex    // guards everything below
 	stream  *stream       // nil unless it works
@@ -211,7 +215,7 @@ func newPeer(p *Peers, addr string) (*peer, error) {
 	ctx, stop := context.WithCancel(p.ctx)
 	q := &peer{
 		addr: addr, log: p.o.Log.With("peer", addr), calls: calls, bulk: bulk,
-		stop: stop, settled: make(chan struct{}),
+		stop: stop, settled: make(chan struct{}), patience: p.patience,
 	}
 	p.running.Go(func() { q.run(ctx, p.o.Self, p.metrics) })
 	return q, nil
@@ -316,11 +320,28 @@ func (q *peer) serve(ctx context.Context, self string, m *metrics) error {
 		q.settle(nil, &Error{codes.Unavailable, fmt.Sprintf("dial %s: %v", q.addr, FromStatus(err))})
 		return err
 	}
-	s := newStream(self, m)
+	if err := q.greeted(self, calls, cancel); err != nil {
+		q.settle(nil, &Error{codes.Unavailable, fmt.Sprintf("dial %s: %v", q.addr, FromStatus(err))})
+		return err
+	}
+	s := newStream(m)
 	q.settle(s, nil)
 	m.peers.Inc()
 	defer m.peers.Dec()
+	var watching sync.WaitGroup
+	watching.Go(func() { s.watch(q.patience, cancel, func(ok bool) { q.down.Store(!ok) }) })
 	err = s.run(calls)
+	watching.Wait()
 	q.unsettle()
+	return err
+}
+
+// greeted waits for the node's first answer, but not for ever.
+func (q *peer) greeted(self string, calls grpc.BidiStreamingClient[pb.CallFrame, pb.AnswerFrame], cancel func()) error {
+	late := time.AfterFunc(dialTimeout, cancel)
+	err := greet(self, calls)
+	if !late.Stop() {
+		return &Error{codes.Unavailable, fmt.Sprintf("no answer within %v", dialTimeout)}
+	}
 	return err
 }

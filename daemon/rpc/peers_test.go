@@ -295,6 +295,106 @@ func TestBrokenStreamFailsAllCallsInFlight(t *testing.T) {
 	}
 }
 
+// gate forwards connections until it is shut, from when on nothing passes.
+type gate struct {
+	addr string
+	shut atomic.Bool
+}
+
+func openGate(t *testing.T, to string) *gate {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &gate{addr: l.Addr().String()}
+	var wg sync.WaitGroup
+	pass := func(to, from net.Conn) {
+		defer to.Close()
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := from.Read(buf)
+			if err != nil {
+				return
+			}
+			if g.shut.Load() {
+				continue
+			}
+			if _, err := to.Write(buf[:n]); err != nil {
+				return
+			}
+		}
+	}
+	wg.Go(func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", to)
+			if err != nil {
+				in.Close()
+				continue
+			}
+			wg.Go(func() { pass(in, out) })
+			wg.Go(func() { pass(out, in) })
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		wg.Wait()
+	})
+	return g
+}
+
+func TestSilentNodeIsGivenUp(t *testing.T) {
+	started := make(chan context.Context, 10)
+	n := serve(t, "127.0.0.1:0", blocking(started))
+	g := openGate(t, n.addr)
+	p := dialPeers(t)
+	p.patience = patience{ask: 20 * time.Millisecond, doubt: 200 * time.Millisecond, end: time.Second}
+	done := make(chan error)
+	go func() {
+		_, err := ask(t.Context(), p, g.addr, "")
+		done <- err
+	}()
+	<-started
+	g.shut.Store(true)
+	eventually(t, "it is in doubt", func() bool { return !p.Reachable(g.addr) })
+	if err := <-done; CodeOf(err) != codes.Unavailable {
+		t.Errorf("the call ended with %v", err)
+	}
+	if p.Reachable(g.addr) {
+		t.Error("it is reachable")
+	}
+}
+
+func TestSlowHandlerIsNoSilentNode(t *testing.T) {
+	started := make(chan context.Context, 10)
+	n, p := serve(t, "127.0.0.1:0", blocking(started)), dialPeers(t)
+	p.patience = patience{ask: 5 * time.Millisecond, doubt: 10 * time.Second, end: 11 * time.Second}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() {
+		_, err := ask(ctx, p, n.addr, "")
+		done <- err
+	}()
+	<-started
+	q := p.peers[n.addr]
+	q.mu.Lock()
+	s := q.stream
+	q.mu.Unlock()
+	for range 3 { // pings are answered again and again
+		before := s.heard.Load()
+		eventually(t, "it is heard of", func() bool { return s.heard.Load() > before })
+	}
+	if !p.Reachable(n.addr) {
+		t.Error("it is unreachable")
+	}
+	cancel()
+	<-done
+}
+
 func TestHandlersAreBoundedAndCancellationsStillRead(t *testing.T) {
 	var running, most atomic.Int64
 	release := make(chan struct{})

@@ -2,9 +2,13 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -16,11 +20,11 @@ import (
 
 // stream is the caller's end of one stream of calls.
 type stream struct {
-	self    string
 	metrics *metrics
 	out     *outbox[*pb.Call]
 	slots   chan struct{} // one token per call in flight
 	broken  chan struct{} // closed when err is set
+	heard   atomic.Int64  // when the last frame came, in Unix nanoseconds
 
 	mu      sync.Mutex // guards everything below
 	next    uint64
@@ -34,9 +38,8 @@ type waiter struct{ answer chan *pb.Answer }
 
 var waiters = sync.Pool{New: func() any { return &waiter{answer: make(chan *pb.Answer, 1)} }}
 
-func newStream(self string, m *metrics) *stream {
+func newStream(m *metrics) *stream {
 	s := &stream{
-		self:    self,
 		metrics: m,
 		slots:   make(chan struct{}, maxRunning),
 		broken:  make(chan struct{}),
@@ -136,6 +139,17 @@ func (s *stream) outcome(a *pb.Answer, resp proto.Message) error {
 	return nil
 }
 
+// greet sends the first frame, which says who calls, and waits for an answer: a
+// stream that was opened on a connection to a dead host looks like any other.
+func greet(self string, calls grpc.BidiStreamingClient[pb.CallFrame, pb.AnswerFrame]) error {
+	err := calls.Send(&pb.CallFrame{From: self, Calls: []*pb.Call{{Method: pb.Method_METHOD_PING}}})
+	if err != nil && !errors.Is(err, io.EOF) { // what EOF stands for, Recv tells
+		return err
+	}
+	_, err = calls.Recv()
+	return err
+}
+
 // run works the stream until it breaks, and returns why.
 func (s *stream) run(calls grpc.BidiStreamingClient[pb.CallFrame, pb.AnswerFrame]) error {
 	var writer sync.WaitGroup
@@ -147,6 +161,7 @@ func (s *stream) run(calls grpc.BidiStreamingClient[pb.CallFrame, pb.AnswerFrame
 			writer.Wait()
 			return err
 		}
+		s.heard.Store(time.Now().UnixNano())
 		for _, a := range frame.Answers {
 			s.deliver(a)
 		}
@@ -165,7 +180,7 @@ func (s *stream) deliver(a *pb.Answer) {
 
 // write sends frames until the stream breaks. Why it did, the reader learns.
 func (s *stream) write(calls grpc.BidiStreamingClient[pb.CallFrame, pb.AnswerFrame]) {
-	frame := pb.CallFrame{From: s.self}
+	var frame pb.CallFrame
 	for {
 		frame.Calls = s.out.take(frame.Calls[:0])
 		if len(frame.Calls) > 0 {
@@ -175,11 +190,11 @@ func (s *stream) write(calls grpc.BidiStreamingClient[pb.CallFrame, pb.AnswerFra
 			s.metrics.frames.Inc()
 			s.metrics.sent.Add(float64(len(frame.Calls)))
 			clear(frame.Calls)
-			frame.From = ""
 			continue
 		}
 		select {
 		case <-s.out.wake:
+			runtime.Gosched() // whoever is about to call, travels along
 		case <-s.broken:
 			return
 		}
