@@ -1,0 +1,361 @@
+package replica
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/remex-build/terraform-provider-remex/daemon/blob"
+	"github.com/remex-build/terraform-provider-remex/daemon/blob/disk"
+	"github.com/remex-build/terraform-provider-remex/daemon/cluster"
+	"github.com/remex-build/terraform-provider-remex/daemon/cluster/placement"
+	"github.com/remex-build/terraform-provider-remex/daemon/digest"
+	pb "github.com/remex-build/terraform-provider-remex/daemon/proto"
+	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func quiet() *slog.Logger {
+	if os.Getenv("REMEX_TEST_LOG") != "" {
+		return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	return slog.New(slog.DiscardHandler)
+}
+
+// layout is the placement that a test decides.
+type layout struct {
+	mu      sync.Mutex
+	tab     *placement.Table
+	changed chan struct{}
+}
+
+func newLayout(r int, disks ...placement.Disk) *layout {
+	return &layout{tab: placement.NewTable(disks, r), changed: make(chan struct{})}
+}
+
+func (l *layout) Table() *placement.Table {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.tab
+}
+
+func (l *layout) Changed() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.changed
+}
+
+func (l *layout) set(r int, disks ...placement.Disk) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tab = placement.NewTable(disks, r)
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// wire is a node's way to the others, which a test can cut and watch.
+type wire struct {
+	*rpc.Peers
+	mu    sync.Mutex
+	cut   map[string]bool
+	calls map[pb.Method]int
+}
+
+func newWire(t *testing.T, self string) *wire {
+	p := rpc.NewPeers(rpc.PeersOptions{Self: self, Log: quiet()})
+	t.Cleanup(func() { p.Close() })
+	return &wire{Peers: p, cut: map[string]bool{}, calls: map[pb.Method]int{}}
+}
+
+func (w *wire) isCut(addr string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.cut[addr]
+}
+
+func (w *wire) setCut(addr string, cut bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cut[addr] = cut
+}
+
+func (w *wire) Call(ctx context.Context, addr string, m pb.Method, req, resp proto.Message) error {
+	if w.isCut(addr) {
+		return blob.ErrUnavailable
+	}
+	w.mu.Lock()
+	w.calls[m]++
+	w.mu.Unlock()
+	return w.Peers.Call(ctx, addr, m, req, resp)
+}
+
+func (w *wire) Conn(addr string) (*grpc.ClientConn, error) {
+	if w.isCut(addr) {
+		return nil, blob.ErrUnavailable
+	}
+	return w.Peers.Conn(addr)
+}
+
+func (w *wire) count(m pb.Method) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.calls[m]
+}
+
+// moody is a disk that misbehaves when told to.
+type moody struct {
+	*disk.Store
+	full    atomic.Bool
+	unknown atomic.Bool // it has not read its index
+}
+
+func (m *moody) Presence(ds []digest.Digest, touch bool) []disk.Presence {
+	if m.unknown.Load() {
+		return make([]disk.Presence, len(ds))
+	}
+	return m.Store.Presence(ds, touch)
+}
+
+func (m *moody) Put(ctx context.Context, d digest.Digest, kind disk.Kind, r io.Reader) error {
+	if m.full.Load() {
+		return blob.ErrFull
+	}
+	return m.Store.Put(ctx, d, kind, r)
+}
+
+func (m *moody) PutBatch(ctx context.Context, kind disk.Kind, bs []blob.Blob) []error {
+	if m.full.Load() {
+		errs := make([]error, len(bs))
+		for i := range errs {
+			errs[i] = blob.ErrFull
+		}
+		return errs
+	}
+	return m.Store.PutBatch(ctx, kind, bs)
+}
+
+func (m *moody) Create(d digest.Digest, kind disk.Kind) (*disk.Writer, error) {
+	if m.full.Load() {
+		return nil, blob.ErrFull
+	}
+	return m.Store.Create(d, kind)
+}
+
+func (m *moody) Adopt(ctx context.Context, d digest.Digest, path string, kind disk.Kind) error {
+	if m.full.Load() {
+		return blob.ErrFull
+	}
+	return m.Store.Adopt(ctx, d, path, kind)
+}
+
+// node is a worker.
+type node struct {
+	t      *testing.T
+	dir    string
+	addr   string
+	disk   *moody
+	wire   *wire
+	layout *layout
+	store  *Store
+	server *Server
+	place  placement.Disk
+	stop   func()
+}
+
+type options struct {
+	r, w   int
+	budget int64
+}
+
+func startNode(t *testing.T, i int, l *layout, o options) *node {
+	n := &node{t: t, dir: t.TempDir(), layout: l}
+	n.wire = newWire(t, fmt.Sprint("worker-", i))
+	n.start(o)
+	n.place = placement.Disk{ID: n.disk.ID(), Weight: 1, Node: fmt.Sprint("worker-", i), Addr: n.addr}
+	t.Cleanup(func() { n.stop() })
+	return n
+}
+
+// start starts a node, at the address that it had if it had one.
+func (n *node) start(o options) {
+	n.t.Helper()
+	d, err := disk.Open(disk.Options{Dir: n.dir, Capacity: 256 << 20, Log: quiet()})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.disk = &moody{Store: d}
+	addr := "127.0.0.1:0"
+	if n.addr != "" {
+		addr = n.addr
+	}
+	lis, err := new(net.ListenConfig).Listen(n.t.Context(), "tcp", addr)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.addr = lis.Addr().String()
+	n.store = New(Options{
+		Peers: n.wire, Placement: n.layout, Local: n.disk, SelfAddr: n.addr,
+		R: o.r, W: o.w, Budget: o.budget, Log: quiet(), Registerer: prometheus.NewRegistry(),
+	})
+	n.server = NewServer(n.store, quiet(), prometheus.NewRegistry())
+	mux := rpc.NewMux(quiet())
+	g := grpc.NewServer(rpc.ClusterServerOptions()...)
+	n.server.Register(mux, g)
+	mux.Register(g)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { g.Serve(lis) })
+	wg.Go(func() { d.Run(ctx) })
+	wg.Go(func() { n.store.Run(ctx) })
+	wg.Go(func() { n.server.Run(ctx) })
+	n.stop = sync.OnceFunc(func() {
+		g.Stop()
+		mux.Close()
+		cancel()
+		wg.Wait()
+		d.Close()
+	})
+	eventually(n.t, "the index is read", func() bool { return !d.Stats().Loading })
+}
+
+// testCluster is some workers, and a scheduler's view of their blobs.
+type testCluster struct {
+	*Store
+	t      *testing.T
+	o      options
+	layout *layout
+	wire   *wire
+	nodes  []*node
+}
+
+func newCluster(t *testing.T, disks int, o options) *testCluster {
+	t.Helper()
+	if o.r == 0 {
+		o.r = 2
+	}
+	c := &testCluster{t: t, o: o, layout: newLayout(o.r), wire: newWire(t, "scheduler")}
+	for i := range disks {
+		c.nodes = append(c.nodes, startNode(t, i, c.layout, o))
+	}
+	c.include(c.nodes...)
+	c.Store = New(Options{
+		Peers: c.wire, Placement: c.layout, R: o.r, W: o.w, Budget: o.budget,
+		Log: quiet(), Registerer: prometheus.NewRegistry(),
+	})
+	c.Store.repairs.delay = 10 * time.Millisecond
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { c.Store.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+	})
+	return c
+}
+
+// include makes placement know these nodes, and no others.
+func (c *testCluster) include(nodes ...*node) {
+	var ds []placement.Disk
+	for _, n := range nodes {
+		ds = append(ds, n.place)
+	}
+	c.layout.set(c.o.r, ds...)
+}
+
+// rank is the nodes in d's rank order.
+func (c *testCluster) rank(d digest.Digest) []*node {
+	var ns []*node
+	for _, p := range c.layout.Table().Rank(d.Prefix()) {
+		ns = append(ns, c.node(p.ID))
+	}
+	return ns
+}
+
+func (c *testCluster) node(id cluster.DiskID) *node {
+	for _, n := range c.nodes {
+		if n.place.ID == id {
+			return n
+		}
+	}
+	c.t.Fatalf("no node has disk %s", id)
+	return nil
+}
+
+func (n *node) has(d digest.Digest) bool {
+	return n.disk.Store.Presence([]digest.Digest{d}, false)[0] == disk.Present
+}
+
+// holders is the positions in d's rank order that have it.
+func (c *testCluster) holders(d digest.Digest) []int {
+	at := []int{}
+	for i, n := range c.rank(d) {
+		if n.has(d) {
+			at = append(at, i)
+		}
+	}
+	return at
+}
+
+func (n *node) keep(b blob.Blob) {
+	n.t.Helper()
+	if err := n.disk.Store.Put(context.Background(), b.Digest, disk.Owned, bytes.NewReader(b.Data)); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !ok(); {
+		if time.Now().After(end) {
+			t.Fatalf("it never came to be that %s", what)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+var seed atomic.Uint64
+
+// random is a blob like no other.
+func random(size int) blob.Blob {
+	data := make([]byte, size)
+	var key [32]byte
+	key[0], key[1] = byte(seed.Add(1)), byte(seed.Load()>>8)
+	_, _ = rand.NewChaCha8(key).Read(data)
+	return blob.Blob{Digest: digest.Of(digest.SHA256, data), Data: data}
+}
+
+const (
+	smallSize = 1000
+	largeSize = 3 << 20
+)
+
+func soon(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func counted(c prometheus.Counter) float64 {
+	var m dto.Metric
+	if err := c.Write(&m); err != nil {
+		panic(err)
+	}
+	return m.Counter.GetValue()
+}

@@ -1,0 +1,179 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/remex-build/terraform-provider-remex/daemon/blob"
+	"github.com/remex-build/terraform-provider-remex/daemon/blob/disk"
+	pb "github.com/remex-build/terraform-provider-remex/daemon/proto"
+	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
+)
+
+// The numbers of the fields that travel apart (blob.proto).
+const (
+	frameData = 2
+	chunkData = 1
+)
+
+// acceptHeader is how a disk says that it takes a blob on, before it has been
+// sent a byte of it: a refusal must find the sender with all bytes in hand.
+const (
+	acceptHeader = "remex-accept"
+	acceptHeld   = "held" // it holds the blob already, as an owner
+	acceptSend   = "send"
+)
+
+type opened struct {
+	sink sink
+	held bool
+	err  error
+}
+
+func (s *Store) openSink(ctx context.Context, v *view, on int32, b *placing, key *pb.UploadKey, off int64) opened {
+	if on == v.self {
+		return s.openLocalSink(b, off)
+	}
+	conn, err := s.peers.Conn(v.disks[on].Addr)
+	if err != nil {
+		return opened{err: unavailable(err)}
+	}
+	k := &remoteSink{}
+	ctx, k.cancel = context.WithCancel(ctx)
+	k.watch = time.AfterFunc(stall, k.cancel)
+	held, err := k.open(ctx, conn, b, key, off)
+	if err != nil {
+		k.close()
+		return opened{err: err}
+	}
+	return opened{sink: k, held: held}
+}
+
+// remoteSink is another node's disk.
+type remoteSink struct {
+	stream grpc.ClientStreamingClient[pb.WriteFrame, pb.WriteResponse]
+	cancel context.CancelFunc
+	watch  *time.Timer // cancels a step that takes too long
+	frame  rpc.Bulk
+}
+
+func (k *remoteSink) open(ctx context.Context, conn *grpc.ClientConn, b *placing, key *pb.UploadKey, off int64) (bool, error) {
+	var err error
+	if k.stream, err = pb.NewBlobsClient(conn).Write(ctx); err != nil {
+		return false, unreached(err)
+	}
+	h := &pb.WriteFrame_Header{Digest: b.d.Append(nil), Upload: key, Offset: off, Skipped: b.skipped}
+	if err := k.stream.Send(&pb.WriteFrame{Header: h}); err != nil {
+		return false, k.failure(err)
+	}
+	md, err := k.stream.Header()
+	k.watch.Stop()
+	accept := md.Get(acceptHeader)
+	if err != nil || len(accept) == 0 {
+		return false, k.failure(io.EOF)
+	}
+	k.frame.Field = frameData
+	return accept[0] == acceptHeld, nil
+}
+
+// failure is why the stream broke: gRPC tells the sender only that it did.
+func (k *remoteSink) failure(err error) error {
+	if errors.Is(err, io.EOF) {
+		if err = k.stream.RecvMsg(new(pb.WriteResponse)); err == nil {
+			return fmt.Errorf("%w: the disk answered too early", blob.ErrUnavailable)
+		}
+	}
+	err = fromStatus(err)
+	if errors.Is(err, blob.ErrFull) || errors.Is(err, blob.ErrMismatch) {
+		return err
+	}
+	return unavailable(err)
+}
+
+func (k *remoteSink) write(data mem.BufferSlice) error {
+	k.watch.Reset(stall)
+	defer k.watch.Stop()
+	k.frame.Data = data
+	err := k.stream.SendMsg(&k.frame)
+	k.frame.Data = nil
+	if err != nil {
+		return k.failure(err)
+	}
+	return nil
+}
+
+func (k *remoteSink) finish() outcome {
+	defer k.close()
+	// Receiving may lag behind by what flow control lets lie in between.
+	k.watch.Reset(2 * stall)
+	if err := k.stream.Send(&pb.WriteFrame{Finish: true}); err != nil {
+		return outcome{err: k.failure(err)}
+	}
+	resp, err := k.stream.CloseAndRecv()
+	if err != nil {
+		return outcome{err: k.failure(err)}
+	}
+	return outcome{ack: resp.GetAck()}
+}
+
+func (k *remoteSink) close() {
+	k.watch.Stop()
+	k.cancel()
+}
+
+// localSink is this node's own disk.
+type localSink struct {
+	s *Store
+	b *placing
+	w *disk.Writer
+}
+
+func (s *Store) openLocalSink(b *placing, off int64) opened {
+	if off > 0 {
+		return opened{err: fmt.Errorf("%w: no upload to go on with here", blob.ErrUnavailable)}
+	}
+	kind, _ := s.kindAndAck(b.d, b.skipped)
+	w, err := s.local.Create(b.d, kind)
+	if err != nil {
+		return opened{err: err}
+	}
+	return opened{sink: &localSink{s, b, w}, held: kind == disk.Owned && s.held(b.d, kind)}
+}
+
+func (k *localSink) write(data mem.BufferSlice) error {
+	for _, buf := range data {
+		if _, err := k.w.Write(buf.ReadOnlyData()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (k *localSink) finish() outcome {
+	defer k.close()
+	if err := k.w.Commit(); err != nil {
+		return outcome{err: err}
+	}
+	_, ack := k.s.kindAndAck(k.b.d, k.b.skipped)
+	if ack == pb.Ack_ACK_OWNED && !k.s.held(k.b.d, disk.Owned) {
+		ack = pb.Ack_ACK_CACHED
+	}
+	return outcome{ack: ack}
+}
+
+func (k *localSink) close() { k.w.Close() }
+
+// accepted is the header by which a disk takes a blob on.
+func accepted(held bool) metadata.MD {
+	if held {
+		return metadata.Pairs(acceptHeader, acceptHeld)
+	}
+	return metadata.Pairs(acceptHeader, acceptSend)
+}
