@@ -1,12 +1,15 @@
 package sandbox
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 )
 
 // SmallSize is up to how many bytes an output is handed over in memory rather
@@ -121,4 +124,18 @@ func (s *stream) close() {
 		s.f.Close()
 		s.f = nil
 	}
+}
+
+// Hash names what is in the file at Path.
+func (s *Stream) Hash(ctx context.Context, fn digest.Function) (digest.Digest, error) {
+	f, err := os.OpenFile(s.Path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return digest.Digest{}, err
+	}
+	defer f.Close()
+	h := digest.NewHasher(fn)
+	if _, err := io.Copy(h, readerOf{ctx, f}); err != nil {
+		return digest.Digest{}, fmt.Errorf("read %s: %w", s.Path, err)
+	}
+	return h.Digest(), nil
 }
