@@ -323,8 +323,8 @@ type AcListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	After         []byte                 `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"` // the cursor of the page before; empty: from the start
 	MaxBytes      uint32                 `protobuf:"varint,2,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
-	Since         int64                  `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`                       // only entries with this stamp or a later one
-	KeysOnly      bool                   `protobuf:"varint,4,opt,name=keys_only,json=keysOnly,proto3" json:"keys_only,omitempty"` // entries come without their results
+	Since         int64                  `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`                                   // only entries with this stamp or a later one
+	ResultsSince  int64                  `protobuf:"varint,4,opt,name=results_since,json=resultsSince,proto3" json:"results_since,omitempty"` // entries with an earlier stamp come without their results
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -380,11 +380,11 @@ func (x *AcListRequest) GetSince() int64 {
 	return 0
 }
 
-func (x *AcListRequest) GetKeysOnly() bool {
+func (x *AcListRequest) GetResultsSince() int64 {
 	if x != nil {
-		return x.KeysOnly
+		return x.ResultsSince
 	}
-	return false
+	return 0
 }
 
 type AcListResponse struct {
@@ -467,12 +467,12 @@ const file_ac_proto_rawDesc = "" +
 	"\asettled\x18\x02 \x01(\bR\asettled\";\n" +
 	"\fAcPutRequest\x12+\n" +
 	"\aentries\x18\x01 \x03(\v2\x11.remex.v1.AcEntryR\aentries\"\x0f\n" +
-	"\rAcPutResponse\"u\n" +
+	"\rAcPutResponse\"}\n" +
 	"\rAcListRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\fR\x05after\x12\x1b\n" +
 	"\tmax_bytes\x18\x02 \x01(\rR\bmaxBytes\x12\x14\n" +
-	"\x05since\x18\x03 \x01(\x03R\x05since\x12\x1b\n" +
-	"\tkeys_only\x18\x04 \x01(\bR\bkeysOnly\"k\n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\x12#\n" +
+	"\rresults_since\x18\x04 \x01(\x03R\fresultsSince\"k\n" +
 	"\x0eAcListResponse\x12+\n" +
 	"\aentries\x18\x01 \x03(\v2\x11.remex.v1.AcEntryR\aentries\x12\x12\n" +
 	"\x04next\x18\x02 \x01(\fR\x04next\x12\x18\n" +
