@@ -124,7 +124,7 @@ func (m *Mux) Call(s grpc.BidiStreamingServer[pb.CallFrame, pb.AnswerFrame]) err
 // answering is the state of one stream.
 type answering struct {
 	mux   *Mux
-	ctx   context.Context //nolint:containedctx // the stream's, whose state this is
+	ctx   context.Context // the stream's, whose state this is
 	out   *outbox[*pb.Answer]
 	slots chan struct{} // one token per handler
 	jobs  chan job      // to goroutines that have nothing to do
@@ -137,7 +137,7 @@ type answering struct {
 }
 
 type job struct {
-	ctx    context.Context //nolint:containedctx // a call in a queue of length zero
+	ctx    context.Context // a call in a queue of length zero
 	cancel context.CancelFunc
 	from   string
 	call   *pb.Call

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -484,6 +485,76 @@ func TestPlaintextIsForLoopback(t *testing.T) {
 			t.Errorf("Conn(%q): %v", addr, err)
 		}
 	}
+}
+
+func TestUnusedConnectionsAreForgotten(t *testing.T) {
+	started := make(chan context.Context, 1)
+	busy, unused := serve(t, "127.0.0.1:0", blocking(started)), serve(t, "127.0.0.1:0", echo)
+	p := dialPeers(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() {
+		_, err := ask(ctx, p, busy.addr, "")
+		done <- err
+	}()
+	<-started
+	if _, err := ask(ctx, p, unused.addr, ""); err != nil {
+		t.Fatal(err)
+	}
+	if gone := p.unused(time.Now().Add(-time.Hour)); len(gone) != 0 {
+		t.Error("what was just used is forgotten")
+	}
+	gone := p.unused(time.Now().Add(time.Hour))
+	if len(gone) != 1 || gone[0].addr != unused.addr {
+		t.Errorf("%d connections are forgotten", len(gone))
+	}
+	for _, q := range gone {
+		q.close()
+	}
+	if _, err := ask(ctx, p, unused.addr, ""); err != nil {
+		t.Errorf("it is not dialled again: %v", err)
+	}
+	cancel()
+	<-done
+}
+
+func TestBulkConnection(t *testing.T) {
+	n, p := serve(t, "127.0.0.1:0", echo), dialPeers(t)
+	addr := unusedAddr(t)
+	for addr, want := range map[string]codes.Code{n.addr: codes.Unimplemented, addr: codes.Unavailable} {
+		cc, err := p.Conn(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := pb.NewBlobsClient(cc).Read(within(t, 5*time.Second), &pb.ReadRequest{})
+		if err == nil {
+			_, err = s.Recv()
+		}
+		if CodeOf(FromStatus(err)) != want {
+			t.Errorf("got %v", err)
+		}
+	}
+	eventually(t, "reachability follows without calls", func() bool { return !p.Reachable(addr) && p.Reachable(n.addr) })
+}
+
+func TestMetricsCountCalls(t *testing.T) {
+	n := serve(t, "127.0.0.1:0", echo)
+	reg := prometheus.NewRegistry()
+	p := NewPeers(PeersOptions{Self: "caller#1", Log: quiet, Registerer: reg})
+	defer p.Close()
+	if _, err := ask(t.Context(), p, n.addr, ""); err != nil {
+		t.Fatal(err)
+	}
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "remex_rpc_calls_total" && f.Metric[0].Counter.GetValue() == 1 {
+			return
+		}
+	}
+	t.Errorf("got %v", families)
 }
 
 func TestClosedPeersFail(t *testing.T) {
