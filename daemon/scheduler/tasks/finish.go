@@ -1,0 +1,272 @@
+package tasks
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/remex-build/terraform-provider-remex/daemon/scheduler/wire"
+)
+
+// end undoes bind.
+func (c *Core) end(now time.Time, a *attempt) {
+	t := a.t
+	delete(a.w.attempts, a.ref)
+	a.ahead = false
+	if a.charged {
+		a.charged = false
+		c.q.Stop(&t.Item, a.granted, now)
+	}
+	i := slices.Index(t.attempts, a)
+	if i < 0 {
+		return
+	}
+	t.attempts = slices.Delete(t.attempts, i, i+1)
+	switch {
+	case t.state == done:
+	case len(t.attempts) == 0:
+		c.busy--
+	case !slices.ContainsFunc(t.attempts, func(a *attempt) bool { return a.started }):
+		t.state = placed
+	}
+}
+
+// requeue makes a task wait again when its last attempt came to nothing.
+func (c *Core) requeue(now time.Time, t *task) {
+	switch {
+	case t.state == done || len(t.attempts) > 0 || t.Queued():
+	case len(t.lost) >= poisonAt:
+		workers := strings.Join(t.lost, ", ")
+		if len(c.poison) < maxPoison {
+			c.poison[t.key.Action] = poisoned{until: now.Add(poisonFor), workers: workers}
+		}
+		c.finish(now, t, nil, poisonError(workers))
+	case t.req == nil:
+		c.vanish(now, t)
+	default:
+		c.enqueue(now, t)
+	}
+}
+
+// vanish forgets a task of which no result will be known: its waiters learn
+// that it is gone, and may ask anew.
+func (c *Core) vanish(now time.Time, t *task) {
+	for _, w := range t.waiters {
+		delete(c.waiters, w.id)
+		c.emit(Notify{Waiter: w.id, Gone: true, Update: wire.Update{Action: t.key.Action}})
+	}
+	t.waiters = nil
+	c.finish(now, t, nil, &wire.Error{Status: codes.Canceled, Text: "the action is no longer wanted"})
+	c.forget(t)
+}
+
+// forget ends what is left of a task that is done.
+func (c *Core) forget(t *task) {
+	for _, id := range append(t.aliases, t.id) {
+		if c.byID[id] == t {
+			delete(c.byID, id)
+		}
+	}
+	c.finishedBytes -= t.weight()
+	switch i := slices.Index(c.finished, t); {
+	case i == 0:
+		c.finished[0] = nil
+		c.finished = c.finished[1:]
+	case i > 0:
+		c.finished = slices.Delete(c.finished, i, i+1)
+	}
+}
+
+// weight is what a task that is done counts against FinishedBytes.
+func (t *task) weight() int { return len(t.final.Response) + 1024 }
+
+// finish gives a task its result, and ends the attempts that are left.
+func (c *Core) finish(now time.Time, t *task, response []byte, err error) {
+	c.q.Remove(&t.Item)
+	if len(t.attempts) > 0 {
+		c.busy--
+	}
+	for _, a := range t.attempts {
+		if a.killedAt.IsZero() {
+			a.killedAt = now
+			c.send(a.w, wire.Kill{Ref: a.ref})
+		}
+	}
+	t.attempts = nil
+	t.final = &wire.Update{
+		Action: t.key.Action, Stage: wire.Completed, Worker: t.worker, QueuedAt: t.Arrived,
+		StartedAt: t.startedAt, Done: true, Response: response, Err: err,
+	}
+	t.state = done
+	for _, w := range t.waiters {
+		delete(c.waiters, w.id)
+		c.emit(Notify{Waiter: w.id, Update: t.update(w)})
+	}
+	t.waiters, t.req = nil, nil
+	delete(c.idle, t)
+	delete(c.held, t)
+	if t.mergeable {
+		t.mergeable = false
+		delete(c.byKey, t.key)
+		c.emit(Ended{Key: t.key})
+	}
+	if t.plat != nil {
+		if t.plat.refs--; t.plat.refs == 0 {
+			delete(c.platforms, t.plat.p.Key())
+		}
+		t.plat = nil
+	}
+	c.live--
+	t.expires = now.Add(keepFinished)
+	c.finished = append(c.finished, t)
+	c.finishedBytes += t.weight()
+	for c.finishedBytes > c.cfg.FinishedBytes && len(c.finished) > 1 {
+		c.forget(c.finished[0])
+	}
+}
+
+// Tick lets time pass. It is to be called at least every 100 ms.
+func (c *Core) Tick(now time.Time) {
+	for _, t := range c.fresh {
+		if t.state == running {
+			for _, w := range t.waiters {
+				c.emit(Notify{Waiter: w.id, Update: t.update(w)})
+			}
+		}
+	}
+	clear(c.fresh)
+	c.fresh = c.fresh[:0]
+	for _, w := range sortedWorkers(c.all()) {
+		c.tickWorker(now, w)
+	}
+	for _, t := range sorted(c.idle) {
+		if now.Sub(t.since) >= abandonAfter {
+			c.vanish(now, t)
+		}
+	}
+	for len(c.finished) > 0 && !now.Before(c.finished[0].expires) {
+		c.forget(c.finished[0])
+	}
+	c.refreshBids(now)
+	if now.Before(c.nextSweep) {
+		return
+	}
+	c.nextSweep = now.Add(sweepEvery)
+	c.q.Sweep(now)
+	for d, p := range c.poison {
+		if !now.Before(p.until) {
+			delete(c.poison, d)
+		}
+	}
+	for key, p := range c.pools {
+		if len(p.workers) == 0 && now.Sub(p.seen) >= poolsSeen {
+			delete(c.pools, key)
+			for _, pl := range c.platforms {
+				delete(pl.fits, p)
+			}
+		}
+	}
+	if c.judging {
+		c.judgeWaiting(now)
+	}
+}
+
+// tickWorker holds a worker and its attempts to their deadlines.
+func (c *Core) tickWorker(now time.Time, w *worker) {
+	if w.session == 0 && now.Sub(w.broken) >= comeBack || now.Sub(w.heard) >= lostAfter {
+		c.lose(now, w)
+		return
+	}
+	for _, a := range sortedAttempts(w.attempts) {
+		switch {
+		case !a.killedAt.IsZero():
+			if now.Sub(a.killedAt) >= killWithin {
+				c.end(now, a)
+				c.requeue(now, a.t)
+			}
+		case !a.started && now.Sub(a.granted) >= startBy,
+			a.started && a.t.req != nil && a.t.req.Timeout > 0 && now.Sub(a.granted) >= a.t.req.Timeout+startBy+pastTimeout:
+			a.killedAt = now
+			c.send(w, wire.Kill{Ref: a.ref})
+		}
+	}
+}
+
+// Awake says that time passed in which this scheduler did not run (it was
+// stopped, or its host was): nobody was silent for it.
+func (c *Core) Awake(now time.Time) {
+	for _, w := range c.workers {
+		w.heard = now
+		if w.session == 0 {
+			w.broken = now
+		}
+	}
+}
+
+// Abandon forgets all live tasks, because another scheduler took them over. It
+// returns those who waited on them, with the names they know.
+func (c *Core) Abandon(now time.Time) []Orphan {
+	var orphans []Orphan
+	live := make(map[*task]struct{}, c.live)
+	for _, t := range c.byID {
+		if t.state != done {
+			live[t] = struct{}{}
+		}
+	}
+	for _, t := range sorted(live) {
+		for _, w := range t.waiters {
+			delete(c.waiters, w.id)
+			orphans = append(orphans, Orphan{Waiter: w.id, Name: t.update(w).Name})
+		}
+		t.waiters = nil
+		for _, a := range slices.Clone(t.attempts) {
+			c.end(now, a)
+		}
+		c.finish(now, t, nil, nil)
+		c.forget(t)
+	}
+	return orphans
+}
+
+// Orphan is a waiter whose task was given up here.
+type Orphan struct {
+	Waiter Waiter
+	Name   string
+}
+
+// Pool is the workers of one pool, as this scheduler hears them.
+type Pool struct {
+	Name                        string
+	Workers, Executors, Running int
+}
+
+// Status is what this scheduler has to do.
+type Status struct {
+	Queued, Executing int
+	Oldest            time.Duration // how long the oldest queued task waits
+	Pools             []Pool        // by name
+}
+
+// Status describes the state.
+func (c *Core) Status(now time.Time) Status {
+	s := Status{Queued: c.q.Len() + len(c.held), Executing: c.busy}
+	if at, ok := c.q.Oldest(); ok {
+		s.Oldest = now.Sub(at)
+	}
+	for _, p := range c.sortedPools() {
+		i := slices.IndexFunc(s.Pools, func(q Pool) bool { return q.Name == p.profile.Pool() })
+		if i < 0 {
+			i = len(s.Pools)
+			s.Pools = append(s.Pools, Pool{Name: p.profile.Pool()})
+		}
+		for w := range p.workers {
+			s.Pools[i].Workers++
+			s.Pools[i].Executors += w.executors
+			s.Pools[i].Running += w.running
+		}
+	}
+	slices.SortFunc(s.Pools, func(a, b Pool) int { return strings.Compare(a.Name, b.Name) })
+	return s
+}
