@@ -147,7 +147,7 @@ func TestForkBombEnds(t *testing.T) {
 		// Each generation forks the next and dies, so that a list of processes
 		// is out of date before it has been read; at most 20 chains.
 		script := `cat > b.sh <<'E'
-n=$1; [ "$n" -gt 400 ] && exit; sh b.sh $((n+1)) & exit
+n=$1; [ "$n" -gt 100 ] && exit; sh b.sh $((n+1)) & exit
 E
 for i in 1 2 3 4 5 6 7 8 9 10; do sh b.sh 0 & done; sleep 0.05`
 		r.must(script, nil)

@@ -109,7 +109,7 @@ func newRig(t testing.TB, base int, change func(*Options)) *rig {
 	}
 	o := Options{
 		Dir: filepath.Join(r.dir, "work"), Executors: 2, UIDBase: base, Node: "n1",
-		Grace: 2 * time.Second, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Grace: 400 * time.Millisecond, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 	if change != nil {
 		change(&o)
