@@ -16,6 +16,7 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"github.com/google/uuid"
 	"google.golang.org/genproto/googleapis/bytestream"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -147,17 +148,41 @@ func (c *Client) Close() error { return c.conn.Close() }
 func (c *Client) Function() digest.Function { return c.fn }
 
 // Explain says what a failed call to target means for the person before the
-// screen.
+// screen. Errors that are not the server's stay as they are.
 func Explain(target string, err error) error {
-	switch status.Code(err) {
-	case codes.Unavailable:
-		return fmt.Errorf("%s cannot be reached: %s (is the cluster running? `remex dev` starts one; --cluster or REMEX_CLUSTER names another)", target, status.Convert(err).Message())
-	case codes.DeadlineExceeded:
-		return fmt.Errorf("%s does not answer in time: %s", target, status.Convert(err).Message())
-	case codes.Unimplemented:
-		return fmt.Errorf("%s does not offer this: %s", target, status.Convert(err).Message())
+	st, ok := status.FromError(err)
+	if !ok || err == nil {
+		return err
 	}
-	return fmt.Errorf("%s: %w", target, err)
+	switch st.Code() {
+	case codes.Unavailable:
+		return fmt.Errorf("%s cannot be reached: %s (is the cluster running? `remex dev` starts one; --cluster or REMEX_CLUSTER names another)", target, text(st))
+	case codes.DeadlineExceeded:
+		return fmt.Errorf("%s does not answer in time: %s", target, text(st))
+	case codes.Unimplemented:
+		return fmt.Errorf("%s does not offer this: %s", target, text(st))
+	}
+	return fmt.Errorf("%s: %s (%s)", target, text(st), st.Code())
+}
+
+// text is what a status says, its details included.
+func text(st *status.Status) string {
+	var more []string
+	for _, d := range st.Details() {
+		if f, ok := d.(*errdetails.PreconditionFailure); ok {
+			for _, v := range f.Violations {
+				more = append(more, strings.TrimSpace(fmt.Sprintf("%s %s %s", strings.ToLower(v.Type), v.Subject, v.Description)))
+			}
+		}
+	}
+	const most = 10
+	if n := len(more); n > most {
+		more = append(more[:most], fmt.Sprintf("and %d more", n-most))
+	}
+	if len(more) == 0 {
+		return st.Message()
+	}
+	return st.Message() + ": " + strings.Join(more, "; ")
 }
 
 // withMetadata says to the server who calls, and for which action.

@@ -12,7 +12,6 @@ import (
 
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -83,7 +82,7 @@ func (c *Client) Execute(ctx context.Context, action digest.Digest, noCache bool
 		return nil, ctx.Err()
 	}
 	if err != nil {
-		return nil, Explain(c.target, describe(err))
+		return nil, Explain(c.target, err)
 	}
 	return e.response, nil
 }
@@ -150,28 +149,9 @@ func (e *execution) take(op *longrunningpb.Operation) (done bool, err error) {
 
 // Failure is the error that an ExecuteResponse carries, nil for none.
 func Failure(r *repb.ExecuteResponse) error {
-	if codes.Code(r.GetStatus().GetCode()) == codes.OK {
+	st := status.FromProto(r.GetStatus())
+	if st.Code() == codes.OK {
 		return nil
 	}
-	return describe(status.ErrorProto(r.Status))
-}
-
-// describe adds to an error what its details say.
-func describe(err error) error {
-	var more []string
-	for _, d := range status.Convert(err).Details() {
-		if f, ok := d.(*errdetails.PreconditionFailure); ok {
-			for _, v := range f.Violations {
-				more = append(more, strings.TrimSpace(fmt.Sprintf("%s %s %s", strings.ToLower(v.Type), v.Subject, v.Description)))
-			}
-		}
-	}
-	const most = 10
-	if n := len(more); n > most {
-		more = append(more[:most], fmt.Sprintf("and %d more", n-most))
-	}
-	if len(more) == 0 {
-		return err
-	}
-	return fmt.Errorf("%w: %s", err, strings.Join(more, "; "))
+	return fmt.Errorf("%s (%s)", text(st), st.Code())
 }

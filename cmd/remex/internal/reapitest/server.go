@@ -58,7 +58,7 @@ func Start(t *testing.T) *Server {
 		blobs: map[digest.Digest][]byte{}, partial: map[string][]byte{},
 		done: map[string]*repb.ExecuteResponse{},
 	}
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	lis, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,9 @@ func Start(t *testing.T) *Server {
 	go func() { served <- g.Serve(lis) }()
 	t.Cleanup(func() {
 		g.Stop()
-		<-served
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
 	})
 	return s
 }
