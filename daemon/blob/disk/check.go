@@ -73,6 +73,9 @@ func (l *loader) scanSegments(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if err := l.s.journal.flush(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -211,6 +214,9 @@ func (l *loader) checkFiles(ctx context.Context) error {
 			return nil
 		default:
 			sums, _, err := l.s.variantSums(d, e)
+			if err != nil && !errors.Is(err, ErrCorrupt) {
+				return err
+			}
 			if err == nil {
 				right, err := l.s.sameBytes(ctx, path, sums)
 				if err != nil {

@@ -129,7 +129,7 @@ type Store struct {
 
 // Open takes the directory into use. It is quick, whatever is in there: Run
 // reads the index. Only one process can have a directory open.
-func Open(o Options) (s *Store, err error) {
+func Open(o Options) (_ *Store, err error) {
 	if o.MinAge == 0 {
 		o.MinAge = 3 * time.Hour
 	}
@@ -141,13 +141,13 @@ func Open(o Options) (s *Store, err error) {
 	}
 	var seed [16]byte
 	rand.Read(seed[:])
-	s = &Store{
+	s := &Store{
 		o:     o,
 		log:   o.Log.With("part", "disk"),
 		index: newIndex(binary.LittleEndian.Uint64(seed[:]), binary.LittleEndian.Uint64(seed[8:])),
 		segs:  segments{number: make(map[uint32]*segment)},
 	}
-	s.journal.store = s
+	s.journal.store, s.journal.wake = s, make(chan struct{}, 1)
 	s.app = appender{store: s, limit: min(max(o.Capacity/256, 256<<10), 512<<20), next: 1}
 	s.space.init(o.Capacity, s.app.limit)
 	defer func() {
@@ -197,7 +197,11 @@ func (s *Store) openDir() error {
 	if len(gens) > 0 {
 		s.generation = gens[len(gens)-1] + 1
 	}
-	s.clean = s.takeMarker(s.generation - 1)
+	empty, err := s.empty()
+	if err != nil {
+		return err
+	}
+	s.clean = s.takeMarker(s.generation-1) || empty && len(gens) == 0
 	s.space.look(s)
 	return s.journal.open(s.generation)
 }
@@ -269,6 +273,11 @@ func (s *Store) keepJournal(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-s.journal.wake:
+			if err := s.journal.flush(); err != nil {
+				s.log.Error("the index is not journalled", "err", err)
+			}
+			continue
 		case <-tick.C:
 		}
 		err := s.checkpoint()

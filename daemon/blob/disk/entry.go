@@ -65,27 +65,38 @@ func (s *Store) insert(d digest.Digest, e entry) bool {
 	return true
 }
 
-// renewLocked does to an entry what storing its blob again means.
-func (s *Store) renewLocked(sh *shard, i uint32, d digest.Digest, kind Kind) {
+// renewLocked does to an entry what storing its blob again means. It reports
+// whether the copy became owned.
+func (s *Store) renewLocked(sh *shard, i uint32, d digest.Digest, kind Kind) bool {
 	if kind == Owned && sh.node(i).entry.kind == Cached {
 		sh.node(i).entry.touch = s.now()
 		sh.kindLocked(i, Owned)
 		s.journal.add(opSet, d, sh.node(i).entry)
-		return
+		return true
 	}
 	sh.touchLocked(i, s.now())
+	return false
 }
 
 // renew is insert for a blob that is there; it reports whether it is.
 func (s *Store) renew(d digest.Digest, kind Kind) bool {
 	sh := s.index.shard(d)
 	sh.mu.Lock()
-	defer sh.mu.Unlock()
 	i := s.index.findLocked(sh, d)
-	if i != 0 {
-		s.renewLocked(sh, i, d, kind)
+	changed := i != 0 && s.renewLocked(sh, i, d, kind)
+	sh.mu.Unlock()
+	if changed {
+		s.flushKind(d)
 	}
 	return i != 0
+}
+
+// flushKind journals a change of kind at once: an owned copy must not come
+// back as a cached one.
+func (s *Store) flushKind(d digest.Digest) {
+	if err := s.journal.flush(); err != nil {
+		s.log.Warn("a change of kind is not journalled", "digest", d, "err", err)
+	}
 }
 
 // move lets d's entry point to another place, if it still points to from.
@@ -238,9 +249,7 @@ func (s *Store) SetKind(d digest.Digest, kind Kind) bool {
 	}
 	sh.mu.Unlock()
 	if i != 0 {
-		if err := s.journal.flush(); err != nil {
-			s.log.Warn("a change of kind is not journalled", "digest", d, "err", err)
-		}
+		s.flushKind(d)
 	}
 	return i != 0
 }

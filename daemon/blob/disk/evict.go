@@ -22,8 +22,12 @@ func (s *Store) keepRoom(ctx context.Context) {
 	for {
 		s.space.look(s)
 		if s.shortage() > 0 {
+			before := s.space.used.Load()
 			s.evict(ctx)
 			s.space.look(s)
+			if s.shortage() > 0 && s.space.used.Load() >= before {
+				s.space.fruitless.Store(time.Now().UnixNano())
+			}
 		} else {
 			s.space.full.Store(false)
 		}

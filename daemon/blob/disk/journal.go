@@ -27,6 +27,8 @@ type journal struct {
 	size int64
 	gen  uint64
 
+	wake chan struct{} // much waits to be written
+
 	mu   sync.Mutex // guards buf and lost; taken after a shard's and wmu
 	buf  []byte
 	lost bool // something never reached the file
@@ -57,6 +59,12 @@ func (j *journal) add(op uint8, d digest.Digest, e entry) {
 		return
 	}
 	j.buf = appendIndexRecord(j.buf, op, d, e)
+	if len(j.buf) > journalBuffer/16 {
+		select {
+		case j.wake <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // flush hands everything added so far to the kernel.
@@ -153,6 +161,9 @@ func (s *Store) checkpoint() error {
 			}
 		}
 		sh.mu.Unlock()
+		if err := s.journal.flush(); err != nil {
+			return err
+		}
 	}
 	if s.journal.incomplete() {
 		marks = nil // they would vouch for what was forgotten

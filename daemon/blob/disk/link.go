@@ -40,7 +40,10 @@ func (s *Store) Link(ctx context.Context, d digest.Digest, executable bool, dst 
 				return fmt.Errorf("link %s: %w", d, err)
 			}
 		}
-		err := unix.Linkat(unix.AT_FDCWD, src, unix.AT_FDCWD, dst, 0)
+		err := s.fault("link")
+		if err == nil {
+			err = unix.Linkat(unix.AT_FDCWD, src, unix.AT_FDCWD, dst, 0)
+		}
 		switch {
 		case err == nil:
 			return nil
@@ -127,7 +130,7 @@ func (s *Store) prepare(ctx context.Context, d digest.Digest, executable bool) e
 	}
 	// Room is made by the evictor, which takes locks of names: ask first.
 	room := fileBytes(d.Size())
-	if err := s.reserve(ctx, room); err != nil {
+	if err := s.reserve(ctx, room, true); err != nil {
 		return err
 	}
 	made, err := s.make(ctx, d, executable, have|ready)

@@ -17,6 +17,8 @@ const (
 	// roomWait bounds how long a write waits at the hard limit for the
 	// evictor. Beyond it the next disk in rank is the better place.
 	roomWait = 2 * time.Second
+	// fruitlessPause is how long the evictor rests when it found nothing.
+	fruitlessPause = time.Second
 	// inodeReserve is the share of the file system's inodes that stays free.
 	inodeReserve = 100
 )
@@ -36,7 +38,8 @@ type space struct {
 	full   atomic.Bool  // the last write that asked was refused
 	wake   chan struct{}
 
-	noInode atomic.Bool // the file system is short of inodes
+	noInode   atomic.Bool  // the file system is short of inodes
+	fruitless atomic.Int64 // when the evictor last found nothing to evict, in Unix nanoseconds
 
 	mu    sync.Mutex // guards round
 	round chan struct{}
@@ -68,8 +71,8 @@ func (p *space) look(s *Store) {
 	p.noInode.Store(st.Files > 0 && st.Ffree < st.Files/inodeReserve)
 }
 
-// take reserves n bytes if they are there.
-func (s *Store) take(n int64) bool {
+// take reserves n bytes, and an inode for a file, if they are there.
+func (s *Store) take(n int64, file bool) bool {
 	p := &s.space
 	used := p.used.Add(n)
 	if used > p.high {
@@ -86,7 +89,7 @@ func (s *Store) take(n int64) bool {
 			return false
 		}
 	}
-	if p.noInode.Load() {
+	if file && p.noInode.Load() {
 		p.used.Add(-n)
 		p.kick()
 		return false
@@ -96,15 +99,15 @@ func (s *Store) take(n int64) bool {
 
 // reserve takes n bytes, waiting for the evictor when there are none. The
 // caller gives back with release what it does not write.
-func (s *Store) reserve(ctx context.Context, n int64) error {
+func (s *Store) reserve(ctx context.Context, n int64, file bool) error {
 	if s.closed.Load() {
 		return errClosed
 	}
-	if s.take(n) {
+	if s.take(n, file) {
 		s.space.full.Store(false)
 		return nil
 	}
-	if s.running.Load() && n <= s.space.low {
+	if s.running.Load() && n <= s.space.low && !s.space.hopeless() {
 		timeout := time.NewTimer(roomWait)
 		defer timeout.Stop()
 		// The round under way may have begun before we asked, so that the
@@ -117,7 +120,7 @@ func (s *Store) reserve(ctx context.Context, n int64) error {
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-			if s.take(n) {
+			if s.take(n, file) {
 				s.space.full.Store(false)
 				return nil
 			}
@@ -133,7 +136,16 @@ func (s *Store) release(n int64) {
 	s.space.budget.Add(n)
 }
 
+// hopeless reports whether the evictor has found nothing just now. It is not
+// asked again for each write that a full disk refuses.
+func (p *space) hopeless() bool {
+	return time.Since(time.Unix(0, p.fruitless.Load())) < fruitlessPause
+}
+
 func (p *space) kick() {
+	if p.hopeless() {
+		return
+	}
 	select {
 	case p.wake <- struct{}{}:
 	default:

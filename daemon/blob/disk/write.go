@@ -56,7 +56,7 @@ func (s *Store) PutBatch(ctx context.Context, kind Kind, bs []blob.Blob) []error
 	if len(recs) == 0 {
 		return errs
 	}
-	err := s.reserve(ctx, need)
+	err := s.reserve(ctx, need, false)
 	if err == nil {
 		err = s.app.append(recs)
 		for _, r := range recs {
@@ -117,6 +117,15 @@ func (s *Store) Put(ctx context.Context, d digest.Digest, kind Kind, r io.Reader
 	}
 }
 
+// largeBytes is what a large blob takes: its file, and the record of its sums.
+func largeBytes(d digest.Digest) int64 {
+	n := fileBytes(d.Size())
+	if sums := sumsSize(d.Size()); sums > 0 {
+		n += recordSize(d, sums)
+	}
+	return n
+}
+
 // Create begins the upload of a blob. Nothing is stored before Commit. The
 // whole room that the blob will take is reserved until Commit or Close.
 func (s *Store) Create(d digest.Digest, kind Kind) (*Writer, error) {
@@ -131,8 +140,8 @@ func (s *Store) create(ctx context.Context, d digest.Digest, kind Kind) (*Writer
 	if d.Size() <= blob.SmallSize {
 		return w, nil
 	}
-	room := fileBytes(d.Size()) + recordSize(d, sumsSize(d.Size()))
-	if err := s.reserve(ctx, room); err != nil {
+	room := largeBytes(d)
+	if err := s.reserve(ctx, room, true); err != nil {
 		return nil, fmt.Errorf("store %s: %w", d, err)
 	}
 	w.room = room
@@ -378,8 +387,8 @@ func (s *Store) Adopt(ctx context.Context, d digest.Digest, path string, kind Ki
 	if d.Size() <= blob.SmallSize || st.Nlink != 1 || int(st.Uid) != os.Geteuid() {
 		return s.Put(ctx, d, kind, f)
 	}
-	room := fileBytes(d.Size()) + recordSize(d, sumsSize(d.Size()))
-	if err := s.reserve(ctx, room); err != nil {
+	room := largeBytes(d)
+	if err := s.reserve(ctx, room, true); err != nil {
 		return fmt.Errorf("adopt %s: %w", d, err)
 	}
 	sums, err := s.sumFile(ctx, f)
