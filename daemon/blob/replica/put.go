@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -58,7 +59,8 @@ func readSmall(d digest.Digest, r io.Reader) ([]byte, error) {
 	return data[:n], nil
 }
 
-// PutBatch implements blob.Putter.
+// PutBatch implements blob.Putter. Blobs beyond blob.SmallSize are stored too,
+// one after another.
 func (s *Store) PutBatch(ctx context.Context, bs []blob.Blob) []error {
 	errs := make([]error, len(bs))
 	todo := make([]*placing, 0, len(bs))
@@ -68,6 +70,8 @@ func (s *Store) PutBatch(ctx context.Context, bs []blob.Blob) []error {
 		case int64(len(b.Data)) != b.Digest.Size():
 			errs[i] = fmt.Errorf("store %s: %w", b.Digest, blob.ErrMismatch)
 		case b.Digest.IsEmpty():
+		case b.Digest.Size() > blob.SmallSize:
+			errs[i] = s.Put(ctx, b.Digest, bytes.NewReader(b.Data))
 		default:
 			todo = append(todo, &placing{d: b.Digest, data: b.Data})
 			at = append(at, i)

@@ -123,10 +123,12 @@ func (u *Upload) Finish() error {
 }
 
 // Close gives up what was not finished; the first owner keeps it for a while.
-func (u *Upload) Close() {
+// It never fails.
+func (u *Upload) Close() error {
 	if u.w != nil {
 		u.w.close()
 	}
+	return nil
 }
 
 // offsetTimeout bounds the question for an offset: not knowing is an answer.
