@@ -32,6 +32,16 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && (os.Args[1] == roleScheduler || os.Args[1] == roleWorker) {
 		os.Exit(fakeNode(os.Args[2:]))
 	}
+	if len(os.Args) == 3 && os.Args[1] == "supervise" {
+		err := Run(context.Background(), Options{
+			Exe: os.Args[0], Dir: os.Args[2], Listen: "127.0.0.1:0", Schedulers: 1, Workers: 1, Replicas: 1,
+			DiskSize: config.GiB, Out: io.Discard, Log: slog.New(slog.DiscardHandler),
+		})
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	// Nodes that are built with the race detector would take 1 s to end.
+	_ = os.Setenv("GORACE", "atexit_sleep_ms=0")
 	goleak.VerifyTestMain(m)
 }
 
@@ -171,16 +181,21 @@ func (r *running) stop() error {
 	return err
 }
 
-func (r *running) describe() (d description) {
+func (r *running) describe() description {
 	r.t.Helper()
-	b, err := os.ReadFile(filepath.Join(r.dir, "cluster.json"))
-	if err == nil {
-		err = json.Unmarshal(b, &d)
-	}
+	d, err := readDescription(r.dir)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	return d
+}
+
+func readDescription(dir string) (d description, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, "cluster.json"))
+	if err == nil {
+		err = json.Unmarshal(b, &d)
+	}
+	return d, err
 }
 
 func (d description) node(name string) node {
@@ -188,7 +203,12 @@ func (d description) node(name string) node {
 	return d.Nodes[i]
 }
 
-func alive(pid int) bool { return unix.Kill(pid, 0) == nil }
+// alive reports whether a process runs: one that has ended and waits to be
+// reaped does not.
+func alive(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !bytes.Contains(b, []byte(") Z "))
+}
 
 // eventually polls for what another process does.
 func eventually(t *testing.T, what string, ok func() bool) {
@@ -264,6 +284,35 @@ func TestClusterComesUpAndLeavesNothingBehind(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(r.dir, "cluster.json")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("cluster.json: %v", err)
+	}
+}
+
+func TestNodesDieWithTheirSupervisor(t *testing.T) {
+	dir := t.TempDir()
+	cmd := exec.Command(os.Args[0], "supervise", dir)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var d description
+	eventually(t, "a cluster that is ready", func() (ok bool) {
+		var err error
+		d, err = readDescription(dir)
+		return err == nil && d.Ready
+	})
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	for _, n := range d.Nodes {
+		eventually(t, "end of "+n.Name, func() bool { return !alive(n.PID) })
+	}
+
+	// What the killed one left behind is no obstacle to the next.
+	r := start(t, func(o *Options) { o.Dir = dir })
+	r.ready()
+	if d := r.describe(); d.PID != os.Getpid() {
+		t.Errorf("description of process %d", d.PID)
 	}
 }
 
