@@ -102,7 +102,7 @@ func (c *child) runOnce(ctx context.Context) error {
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
-		stop(ctx, cmd.Process, ended)
+		c.stop(ctx, cmd.Process, ended)
 	}()
 	err := c.nursery.wait(cmd)
 	close(ended)
@@ -115,7 +115,7 @@ func (c *child) runOnce(ctx context.Context) error {
 }
 
 // stop ends the process when ctx ends: politely, and then not.
-func stop(ctx context.Context, p *os.Process, ended <-chan struct{}) {
+func (c *child) stop(ctx context.Context, p *os.Process, ended <-chan struct{}) {
 	select {
 	case <-ended:
 		return
@@ -126,6 +126,7 @@ func stop(ctx context.Context, p *os.Process, ended <-chan struct{}) {
 	select {
 	case <-ended:
 	case <-time.After(stopWait):
+		c.log.Warn("node does not stop; killing it", "node", c.Name, "after", stopWait, "log", c.Log)
 		_ = p.Kill()
 	}
 }
