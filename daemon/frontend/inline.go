@@ -2,7 +2,6 @@ package frontend
 
 import (
 	"context"
-	"slices"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/protobuf/proto"
@@ -29,8 +28,13 @@ func inlineFields(r *repb.ActionResult, h hints) []inlineField {
 		{&r.StdoutRaw, r.StdoutDigest, h.stdout},
 		{&r.StderrRaw, r.StderrDigest, h.stderr},
 	}
+	wanted := make(map[string]struct{}, len(h.files))
+	for _, path := range h.files {
+		wanted[path] = struct{}{}
+	}
 	for _, file := range r.OutputFiles {
-		fields = append(fields, inlineField{&file.Contents, file.Digest, slices.Contains(h.files, file.Path)})
+		_, want := wanted[file.Path]
+		fields = append(fields, inlineField{&file.Contents, file.Digest, want})
 	}
 	return fields
 }
@@ -73,10 +77,12 @@ func (f *Frontend) inline(ctx context.Context, fn digest.Function, r *repb.Actio
 			}
 		}
 	}
-	for i := len(fields) - 1; i >= 0 && proto.Size(r) > room; i-- {
+	size := proto.Size(r) // measured once: a result may have tens of thousands of files
+	for i := len(fields) - 1; i >= 0 && size > room; i-- {
 		if fields[i].digest != nil {
+			size -= len(*fields[i].data)
 			*fields[i].data = nil
 		}
 	}
-	return proto.Size(r) <= room
+	return size <= room
 }
