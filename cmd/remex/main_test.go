@@ -119,7 +119,7 @@ func TestWrongUsageIsExplained(t *testing.T) {
 		{[]string{"status", "--cluster", "http://x:1"}, "addresses begin with grpc://"},
 		{[]string{"scheduler", "--disk-size", "1GiB"}, "disk-size is a setting of a worker, and this is a scheduler"},
 		{[]string{"worker", "--disk-sise", "1GiB"}, "did you mean disk-size?"},
-		{[]string{"worker", "--disk-size", "1G", "--name", "a b", "--min-age=1"}, "--min-age: min-age:"},
+		{[]string{"worker", "--disk-size", "1G", "--name", "a b", "--min-age=1"}, `--min-age: "1" is no duration`},
 		{[]string{"worker", "--listen-ops", "0.0.0.0:1"}, "TLS is not available yet"},
 		{[]string{"dev", "--listen", "0.0.0.0:1"}, "not a loopback address"},
 		{[]string{"dev", "--disk-size", "x"}, "is no size"},

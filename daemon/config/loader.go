@@ -108,24 +108,23 @@ func (l *Loader) fail(where, format string, args ...any) {
 // the whole from being checked: a default in its place would mislead.
 func (l *Loader) apply(s setting, where string, values []string) {
 	if err := s.set(values); err != nil {
-		l.fail(where, "%s: %w", s.name, err)
+		l.fail(where, "%w", err)
 		return
 	}
 	l.origin[s.name] = where
 }
 
-// place puts before a problem where its settings were given.
+// place says of a problem where each of its settings was given.
 func (l *Loader) place(p Problem) error {
 	var where []string
 	for _, name := range p.Settings {
-		if o, ok := l.origin[name]; ok {
-			where = append(where, o)
+		o, ok := l.origin[name]
+		if !ok {
+			o = name + " (by default)"
 		}
+		where = append(where, o)
 	}
-	if len(where) == 0 {
-		where = []string{"default"}
-	}
-	return fmt.Errorf("%s: %w", strings.Join(where, ", "), p)
+	return fmt.Errorf("%s: %s", strings.Join(where, ", "), p.Text)
 }
 
 func (l *Loader) readEnv(env map[string]string) {

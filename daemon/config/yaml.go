@@ -81,7 +81,7 @@ func (l *Loader) readYAML(path string, b []byte) {
 			l.fail(at(path, value), "%s wants %s", s.name, s.shape.want)
 			continue
 		}
-		l.apply(s, fmt.Sprintf("%s:%d", path, value.Line), values)
+		l.apply(s, fmt.Sprintf("%s:%d: %s", path, value.Line, s.name), values)
 	}
 }
 
