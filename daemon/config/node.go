@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -22,10 +21,9 @@ const (
 
 // Node is what both roles share.
 type Node struct {
-	// Name is kept over restarts. Default: the host's name.
+	// Name is kept over restarts. Default: the host's name and the role, as a
+	// host may have one node of each.
 	Name string
-	// Dir holds everything that the node keeps.
-	Dir string
 
 	ListenCluster string
 	ListenGossip  string
@@ -62,8 +60,7 @@ func defaultNode(role string) Node {
 		host = "localhost"
 	}
 	return Node{
-		Name:          host,
-		Dir:           defaultDir(role),
+		Name:          host + "-" + role,
 		ListenCluster: loopback(ClusterPort),
 		ListenGossip:  loopback(GossipPort),
 		ListenOps:     loopback(OpsPort),
@@ -79,22 +76,9 @@ func defaultNode(role string) Node {
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
-// defaultDir is the place that the system keeps for such data.
-func defaultDir(role string) string {
-	if os.Geteuid() == 0 {
-		return filepath.Join("/var/lib/remex", role)
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		cache = os.TempDir()
-	}
-	return filepath.Join(cache, "remex", role)
-}
-
 func (c *Node) settings() []setting {
 	return []setting{
 		text("name", &c.Name, "the node's name, kept over restarts and unique in the cluster"),
-		text("dir", &c.Dir, "directory that holds everything the node keeps; of this node alone"),
 		text("listen-cluster", &c.ListenCluster, "host:port on which other nodes reach this one"),
 		text("listen-gossip", &c.ListenGossip, "host:port for membership (TCP and UDP)"),
 		text("listen-ops", &c.ListenOps, "host:port for /healthz, /readyz, /metrics and profiles"),
@@ -116,7 +100,6 @@ var nodeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 func (c *Node) check() problems {
 	var ps problems
 	ps.add(!nodeName.MatchString(c.Name), fmt.Sprintf("%q is no name for a node: use up to 63 letters, digits, dots, dashes", c.Name), "name")
-	ps.add(c.Dir == "", "must not be empty", "dir")
 	ps.add(c.Discovery != "static", fmt.Sprintf("%q is not known; this version knows only static", c.Discovery), "discovery")
 	ps.add(!nodeName.MatchString(c.ClusterName), fmt.Sprintf("%q is no name for a cluster: use up to 63 letters, digits, dots, dashes", c.ClusterName), "cluster-name")
 	ps.add(len(c.Zone) > 63, "is longer than 63 characters", "zone")

@@ -3,6 +3,8 @@ package config
 import (
 	"fmt"
 	"math"
+	"os"
+	"path/filepath"
 	"runtime"
 	"time"
 
@@ -78,6 +80,9 @@ func (c *Scheduler) Flags(fs *pflag.FlagSet) *Loader {
 type Worker struct {
 	Node
 
+	// Dir holds everything that the worker keeps.
+	Dir string
+
 	// Pool is the group of like workers that this one belongs to.
 	Pool string
 	// Executors is how many actions run at a time; with 0 the worker only
@@ -109,6 +114,7 @@ type Worker struct {
 func DefaultWorker() Worker {
 	return Worker{
 		Node:          defaultNode("worker"),
+		Dir:           defaultDir(),
 		Pool:          "default",
 		Executors:     runtime.NumCPU(),
 		Properties:    hostProperties(runtime.GOARCH),
@@ -123,6 +129,18 @@ func DefaultWorker() Worker {
 	}
 }
 
+// defaultDir is the place that the system keeps for such data.
+func defaultDir() string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/remex"
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		cache = os.TempDir()
+	}
+	return filepath.Join(cache, "remex")
+}
+
 // hostProperties are those that every client may ask of this machine, in the
 // Remote Execution API's spelling.
 func hostProperties(goarch string) map[string][]string {
@@ -135,6 +153,7 @@ func hostProperties(goarch string) map[string][]string {
 
 func (c *Worker) settings() []setting {
 	return append(c.Node.settings(),
+		text("dir", &c.Dir, "directory that holds everything the worker keeps; of this worker alone"),
 		text("pool", &c.Pool, "the group of like workers that this one belongs to"),
 		number("executors", &c.Executors, "actions that run at a time; 0 makes a worker that only stores blobs"),
 		properties("properties", &c.Properties, "what actions may ask for; a name may have several values"),
@@ -153,6 +172,7 @@ func (c *Worker) check() problems {
 	ps := c.Node.check()
 	ps.listeners([]string{"listen-cluster", "listen-gossip", "listen-ops"},
 		[]string{c.ListenCluster, c.ListenGossip, c.ListenOps})
+	ps.add(c.Dir == "", "must not be empty", "dir")
 	ps.add(!nodeName.MatchString(c.Pool), fmt.Sprintf("%q is no name for a pool: use up to 63 letters, digits, dots, dashes", c.Pool), "pool")
 	ps.add(c.Executors < 0 || c.Executors > 4096, fmt.Sprintf("%d is not between 0 and 4096", c.Executors), "executors")
 	ps.add(c.DiskSize < 64*MiB, fmt.Sprintf("%s is less than 64MiB", c.DiskSize), "disk-size")

@@ -148,7 +148,9 @@ func (c *cluster) populate(at *network, nursery *nursery) error {
 		count := map[string]int{roleScheduler: c.o.Schedulers, roleWorker: c.o.Workers}[role]
 		for i := range count {
 			n := at.node(role, i)
-			n.Dir = filepath.Join(c.o.Dir, n.Name)
+			if role == roleWorker {
+				n.Dir = filepath.Join(c.o.Dir, n.Name)
+			}
 			n.Log = filepath.Join(logs, n.Name+".log")
 			out, err := openLog(n.Log, maxLog)
 			if err != nil {
@@ -173,7 +175,7 @@ func (c *cluster) populate(at *network, nursery *nursery) error {
 // args is a node's command line.
 func (c *cluster) args(n node, seeds []string) []string {
 	args := []string{
-		n.Role, "--name=" + n.Name, "--dir=" + n.Dir, "--cluster-name=dev",
+		n.Role, "--name=" + n.Name, "--cluster-name=dev",
 		"--listen-cluster=" + n.Cluster, "--listen-gossip=" + n.Gossip, "--listen-ops=" + n.Ops,
 		"--replicas=" + strconv.Itoa(c.o.Replicas),
 	}
@@ -189,7 +191,7 @@ func (c *cluster) args(n node, seeds []string) []string {
 	if n.Role == roleScheduler {
 		return append(append(args, "--listen-public="+n.Public), c.o.SchedulerFlags...)
 	}
-	return append(append(args, "--executors="+strconv.Itoa(c.o.Executors), "--disk-size="+c.o.DiskSize.String()), c.o.WorkerFlags...)
+	return append(append(args, "--dir="+n.Dir, "--executors="+strconv.Itoa(c.o.Executors), "--disk-size="+c.o.DiskSize.String()), c.o.WorkerFlags...)
 }
 
 // run starts everything and waits. Clients lose their connections first: the

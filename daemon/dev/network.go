@@ -30,7 +30,7 @@ type node struct {
 	Cluster string `json:"cluster"`
 	Gossip  string `json:"gossip"`
 	Ops     string `json:"ops"`
-	Dir     string `json:"dir"`
+	Dir     string `json:"dir,omitempty"`
 	Log     string `json:"log"`
 }
 
