@@ -77,7 +77,7 @@ type wire struct {
 	calls map[pb.Method]int
 }
 
-func newWire(t *testing.T, self string) *wire {
+func newWire(t testing.TB, self string) *wire {
 	p := rpc.NewPeers(rpc.PeersOptions{Self: self, Log: quiet()})
 	t.Cleanup(func() { p.Close() })
 	return &wire{Peers: p, cut: map[string]bool{}, calls: map[pb.Method]int{}}
@@ -166,7 +166,7 @@ func (m *moody) Adopt(ctx context.Context, d digest.Digest, path string, kind di
 
 // node is a worker.
 type node struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	addr   string
 	disk   *moody
@@ -183,7 +183,7 @@ type options struct {
 	budget int64
 }
 
-func startNode(t *testing.T, i int, l *layout, o options) *node {
+func startNode(t testing.TB, i int, l *layout, o options) *node {
 	n := &node{t: t, dir: t.TempDir(), layout: l}
 	n.wire = newWire(t, fmt.Sprint("worker-", i))
 	n.start(o)
@@ -237,14 +237,14 @@ func (n *node) start(o options) {
 // testCluster is some workers, and a scheduler's view of their blobs.
 type testCluster struct {
 	*Store
-	t      *testing.T
+	t      testing.TB
 	o      options
 	layout *layout
 	wire   *wire
 	nodes  []*node
 }
 
-func newCluster(t *testing.T, disks int, o options) *testCluster {
+func newCluster(t testing.TB, disks int, o options) *testCluster {
 	t.Helper()
 	if o.r == 0 {
 		o.r = 2
@@ -319,7 +319,7 @@ func (n *node) keep(b blob.Blob) {
 	}
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); !ok(); {
 		if time.Now().After(end) {

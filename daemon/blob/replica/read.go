@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"google.golang.org/grpc"
 
@@ -204,7 +203,7 @@ func (s *Store) trouble(d digest.Digest, addr string, err error) {
 type remoteSource struct {
 	stream grpc.ServerStreamingClient[pb.Chunk]
 	cancel context.CancelFunc
-	watch  *time.Timer // cancels a step that takes too long
+	watch  *watch
 	chunk  rpc.Bulk
 	buf    []byte // what is left of the chunk's current buffer
 	next   int    // its next buffer
@@ -219,7 +218,8 @@ func (s *Store) openRemote(ctx context.Context, addr string, d digest.Digest, of
 	}
 	r := &remoteSource{chunk: rpc.Bulk{Field: chunkData}}
 	ctx, r.cancel = context.WithCancel(ctx)
-	r.watch = time.AfterFunc(stall, r.cancel)
+	r.watch = s.newWatch(addr, r.cancel)
+	r.watch.begin(stall)
 	r.stream, err = pb.NewBlobsClient(conn).Read(ctx, &pb.ReadRequest{Digest: d.Append(nil), Offset: off})
 	if err == nil {
 		err = r.receive()
@@ -236,8 +236,8 @@ func (s *Store) openRemote(ctx context.Context, addr string, d digest.Digest, of
 
 // receive gets the next chunk; io.EOF is the stream's end.
 func (r *remoteSource) receive() error {
-	r.watch.Reset(stall)
-	defer r.watch.Stop()
+	r.watch.begin(stall)
+	defer r.watch.end()
 	r.next, r.buf = 0, nil
 	return r.stream.RecvMsg(&r.chunk)
 }
@@ -262,7 +262,7 @@ func (r *remoteSource) Read(p []byte) (int, error) {
 }
 
 func (r *remoteSource) Close() error {
-	r.watch.Stop()
+	r.watch.end()
 	r.cancel()
 	r.buf = nil
 	r.chunk.Free()

@@ -40,7 +40,7 @@ func (nowhere) Call(_ context.Context, _ string, m pb.Method, req, resp proto.Me
 func (nowhere) Conn(string) (*grpc.ClientConn, error) { return nil, blob.ErrUnavailable }
 func (nowhere) Reachable(string) bool                 { return false }
 
-func readAll(t *testing.T, g blob.Getter, d digest.Digest, off int64) ([]byte, error) {
+func readAll(t testing.TB, g blob.Getter, d digest.Digest, off int64) ([]byte, error) {
 	t.Helper()
 	r, err := g.Get(t.Context(), d, off)
 	if err != nil {

@@ -99,8 +99,6 @@ const (
 	askTimeout  = 5 * time.Second
 	getTimeout  = 15 * time.Second
 	putTimeout  = 20 * time.Second
-	// stall is how long one step of a stream may take.
-	stall = 15 * time.Second
 	// touchGrace is how long an answer that is certain waits for the owners
 	// that have still to be told of the use. They learn of it all the same.
 	touchGrace = 250 * time.Millisecond

@@ -45,9 +45,15 @@ func (s *Store) openSink(ctx context.Context, v *view, on int32, b *placing, key
 	if err != nil {
 		return opened{err: unavailable(err)}
 	}
-	k := &remoteSink{}
+	k := &remoteSink{s: s, ctx: ctx, upload: key != nil}
+	if k.upload {
+		// What was sent is to arrive even if the client goes.
+		ctx = context.WithoutCancel(ctx)
+	}
 	ctx, k.cancel = context.WithCancel(ctx)
-	k.watch = time.AfterFunc(stall, k.cancel)
+	defer k.withRequest()()
+	k.watch = s.newWatch(v.disks[on].Addr, k.cancel)
+	k.watch.begin(stall)
 	held, err := k.open(ctx, conn, b, key, off)
 	if err != nil {
 		k.close()
@@ -58,10 +64,23 @@ func (s *Store) openSink(ctx context.Context, v *view, on int32, b *placing, key
 
 // remoteSink is another node's disk.
 type remoteSink struct {
+	s      *Store
+	ctx    context.Context // of the request
+	upload bool            // the disk keeps what arrived if the stream breaks
 	stream grpc.ClientStreamingClient[pb.WriteFrame, pb.WriteResponse]
 	cancel context.CancelFunc
-	watch  *time.Timer // cancels a step that takes too long
+	watch  *watch
 	frame  rpc.Bulk
+	done   bool // nothing is left to be said
+}
+
+// withRequest has a step of an upload end with the request, which its stream
+// outlives. The step calls what it returns.
+func (k *remoteSink) withRequest() func() bool {
+	if !k.upload {
+		return func() bool { return true }
+	}
+	return context.AfterFunc(k.ctx, k.cancel)
 }
 
 func (k *remoteSink) open(ctx context.Context, conn *grpc.ClientConn, b *placing, key *pb.UploadKey, off int64) (bool, error) {
@@ -74,7 +93,7 @@ func (k *remoteSink) open(ctx context.Context, conn *grpc.ClientConn, b *placing
 		return false, k.failure(err)
 	}
 	md, err := k.stream.Header()
-	k.watch.Stop()
+	k.watch.end()
 	accept := md.Get(acceptHeader)
 	if err != nil || len(accept) == 0 {
 		return false, k.failure(io.EOF)
@@ -98,21 +117,25 @@ func (k *remoteSink) failure(err error) error {
 }
 
 func (k *remoteSink) write(data mem.BufferSlice) error {
-	k.watch.Reset(stall)
-	defer k.watch.Stop()
+	defer k.withRequest()()
+	k.watch.begin(stall)
+	defer k.watch.end()
 	k.frame.Data = data
 	err := k.stream.SendMsg(&k.frame)
 	k.frame.Data = nil
 	if err != nil {
+		k.done = true
 		return k.failure(err)
 	}
 	return nil
 }
 
 func (k *remoteSink) finish() outcome {
+	defer k.withRequest()()
 	defer k.close()
+	k.done = true
 	// Receiving may lag behind by what flow control lets lie in between.
-	k.watch.Reset(2 * stall)
+	k.watch.begin(2 * stall)
 	if err := k.stream.Send(&pb.WriteFrame{Finish: true}); err != nil {
 		return outcome{err: k.failure(err)}
 	}
@@ -123,9 +146,23 @@ func (k *remoteSink) finish() outcome {
 	return outcome{ack: resp.GetAck()}
 }
 
+// arrival is how long what was sent of an upload may take to arrive.
+const arrival = 2 * time.Second
+
 func (k *remoteSink) close() {
-	k.watch.Stop()
-	k.cancel()
+	if !k.upload || k.done || k.stream == nil || k.stream.CloseSend() != nil {
+		k.watch.end()
+		k.cancel()
+		return
+	}
+	k.done = true
+	k.watch.begin(arrival)
+	k.s.spawn(func() {
+		// The answer says that the end has arrived, and that no blob came of it.
+		_ = k.stream.RecvMsg(new(pb.WriteResponse))
+		k.watch.end()
+		k.cancel()
+	})
 }
 
 // localSink is this node's own disk.

@@ -10,9 +10,11 @@ import (
 func TestContract(t *testing.T) {
 	t.Parallel()
 	t.Run("on a scheduler", func(t *testing.T) {
+		t.Parallel()
 		blobtest.Suite(t, func(t *testing.T) blob.Store { return newCluster(t, 3, options{}).Store })
 	})
 	t.Run("on a worker", func(t *testing.T) {
+		t.Parallel()
 		blobtest.Suite(t, func(t *testing.T) blob.Store { return newCluster(t, 3, options{}).nodes[0].store })
 	})
 }
