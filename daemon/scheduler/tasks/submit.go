@@ -132,15 +132,21 @@ func (c *Core) reprioritize(t *task) {
 	c.rebid = true
 }
 
-// Attach is a WaitExecution call. It reports false, and has no effect, when no
-// task has that name.
-func (c *Core) Attach(w Waiter, name operation.Name) bool {
+// Attach is a WaitExecution call, or an Execute call (with its request) that
+// has been given that name before. It reports false, and has no effect, when no
+// task has the name.
+func (c *Core) Attach(w Waiter, name operation.Name, r *wire.Request) bool {
 	id := name.Task.String()
 	t := c.byID[id]
 	if t == nil {
 		return false
 	}
-	c.join(t, waiter{id: w, op: name.Op, as: id, priority: t.Priority})
+	priority := t.Priority
+	if r != nil {
+		c.adoptRequest(t, r)
+		priority = r.Priority
+	}
+	c.join(t, waiter{id: w, op: name.Op, as: id, priority: priority})
 	return true
 }
 

@@ -80,6 +80,7 @@ type Core struct {
 	fences map[string]uint64 // terms that are over
 	seq    uint64
 	beat   time.Time
+	closed bool
 
 	out []Effect
 }
@@ -188,8 +189,14 @@ func (c *Core) SchedulerUp(now time.Time, id string, session, term uint64) {
 	if c.fenced(s) {
 		c.send(s, wire.Fenced{Node: id, Term: c.fences[id]})
 	}
-	for _, r := range c.finished {
-		if r.owner == id && !r.acked {
+	// What it may have missed since our hello.
+	for _, h := range c.Held() {
+		r := c.runs[h.Ref]
+		switch {
+		case r.owner != id:
+		case r.state == wire.Started:
+			c.send(s, wire.AttemptStarted{Ref: r.ref, At: r.started})
+		case r.state == wire.Finished && !r.acked:
 			c.send(s, r.done)
 		}
 	}
@@ -227,6 +234,24 @@ func (c *Core) unclaim(n uint64, cl *claim) {
 	delete(c.claims, n)
 	if cl.executor >= 0 {
 		c.execs[cl.executor] = executor{}
+	}
+}
+
+// Close ends everything that runs, and takes nothing new. Bye is to follow when
+// it has ended.
+func (c *Core) Close() {
+	c.closed = true
+	for _, h := range c.Held() {
+		if h.State != wire.Finished {
+			c.out = append(c.out, Stop{Ref: h.Ref})
+		}
+	}
+}
+
+// Bye tells all schedulers that nothing runs here any more.
+func (c *Core) Bye() {
+	for _, s := range c.sorted() {
+		c.send(s, wire.Bye{})
 	}
 }
 
@@ -330,7 +355,7 @@ func (c *Core) offer(s *sched, m wire.Offer) {
 			delete(c.claims, m.Claim)
 		}
 	}
-	if !ok || c.runs[r.ref] != nil {
+	if !ok || c.closed || c.runs[r.ref] != nil {
 		if ok && at >= 0 {
 			c.execs[at] = executor{}
 		}

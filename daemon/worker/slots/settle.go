@@ -13,6 +13,9 @@ import (
 // settle gives every free executor something to do: a task that was accepted
 // ahead, the best bid's, or it is lent.
 func (c *Core) settle(now time.Time) {
+	if c.closed {
+		return
+	}
 	for i := range c.execs {
 		if c.execs[i].use == free && len(c.ahead) > 0 {
 			r := c.ahead[0]
@@ -188,6 +191,10 @@ func (c *Core) Ended(now time.Time, ref wire.Ref, response []byte, code codes.Co
 		return
 	}
 	c.vacate(r)
+	if c.closed && code != codes.OK {
+		delete(c.runs, ref) // Bye says it for all
+		return
+	}
 	c.end(now, r, response, code, message)
 	c.settle(now)
 }

@@ -1,0 +1,276 @@
+package home
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/remex-build/terraform-provider-remex/daemon/scheduler/operation"
+	"github.com/remex-build/terraform-provider-remex/daemon/scheduler/tasks"
+	"github.com/remex-build/terraform-provider-remex/daemon/scheduler/wire"
+)
+
+// inherit fences the dead peer at all workers, and waits for what they have.
+// nodes is the set of homes with it.
+func (c *Core) inherit(now time.Time, p *peer, nodes []string) {
+	in := &inheritance{of: p.id, nodes: nodes, pending: make(map[string]bool), deadline: now.Add(workerLease)}
+	for id := range c.workersIn {
+		in.pending[id] = true
+	}
+	for _, id := range slices.Sorted(maps.Keys(c.workers)) {
+		if w := c.workers[id]; w.session != 0 {
+			in.pending[id] = true
+			c.emit(tasks.Send{Worker: id, Session: w.session, Msg: wire.Fence{Node: p.id, Term: p.term}})
+		}
+	}
+	c.inherits = append(c.inherits, in)
+	c.settle(now)
+}
+
+// inherited reports whether a task of the key may be running for somebody who
+// is gone.
+func (c *Core) inherited(key operation.Key) bool {
+	return slices.ContainsFunc(c.inherits, func(in *inheritance) bool {
+		return in.of == "" || c.home(key, in.nodes) == in.of
+	})
+}
+
+// settle ends the inheritances of which everything is known.
+func (c *Core) settle(now time.Time) {
+	n := len(c.inherits)
+	c.inherits = slices.DeleteFunc(c.inherits, func(in *inheritance) bool {
+		return !now.Before(in.deadline) || c.known(now, in)
+	})
+	if len(c.inherits) < n {
+		c.tasks.Release(now, c.inherited)
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(c.holds), func(a, b *call) int { return cmp.Compare(a.id, b.id) }) {
+		if !c.here(now, k) && !c.inherited(k.key) {
+			delete(c.holds, k)
+			c.admit(now, k)
+		}
+	}
+}
+
+func (c *Core) known(now time.Time, in *inheritance) bool {
+	if in.of != "" {
+		return len(in.pending) == 0
+	}
+	// Of before we began: every worker there is has said hello.
+	if now.Sub(c.begun) < settleAfter {
+		return false
+	}
+	for id := range c.workersIn {
+		if w := c.workers[id]; w == nil || w.session == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// WorkerUp is a worker's new stream, opened by its hello. Sessions are numbered
+// from 1 and never used again.
+func (c *Core) WorkerUp(now time.Time, session uint64, h wire.WorkerHello) {
+	c.workers[h.ID] = &worker{session: session, heard: now}
+	c.tasks.WorkerUp(now, session, h)
+	for _, id := range slices.Sorted(maps.Keys(c.fences)) {
+		c.emit(tasks.Send{Worker: h.ID, Session: session, Msg: wire.Fence{Node: id, Term: c.fences[id].term}})
+	}
+	c.strayed(now, h.ID, h.Attempts)
+	c.settle(now)
+	c.drain(now)
+}
+
+// WorkerDown is the end of that stream.
+func (c *Core) WorkerDown(now time.Time, id string, session uint64) {
+	if w := c.workers[id]; w != nil && w.session == session {
+		w.session = 0
+		c.tasks.WorkerDown(now, id, session)
+		c.drain(now)
+	}
+}
+
+// WorkerGone says that the port of a worker that has no stream refuses
+// connections: it is dead, and so is what it ran.
+func (c *Core) WorkerGone(now time.Time, id string) {
+	if w := c.workers[id]; w != nil && w.session != 0 {
+		return
+	}
+	for _, in := range c.inherits {
+		delete(in.pending, id)
+	}
+	delete(c.workers, id)
+	c.tasks.WorkerGone(now, id)
+	c.settle(now)
+	c.drain(now)
+}
+
+// FromWorker is what a worker said over the stream of that session.
+func (c *Core) FromWorker(now time.Time, id string, session uint64, m wire.FromWorker) {
+	w := c.workers[id]
+	if w == nil || w.session != session {
+		return
+	}
+	w.heard = now
+	switch m := m.(type) {
+	case wire.WorkerBeat:
+		w.hears = hears(now, m.Heard)
+	case wire.Fenced:
+		if m.Node == c.self {
+			c.depose(now, m.Term)
+		}
+		c.drain(now)
+		return
+	case wire.Inventory:
+		c.strayed(now, id, m.Attempts)
+		for _, in := range c.inherits {
+			if in.of == m.Of {
+				delete(in.pending, id)
+			}
+		}
+		c.settle(now)
+		c.drain(now)
+		return
+	}
+	c.tasks.FromWorker(now, id, session, m)
+	c.drain(now)
+}
+
+// strayed looks for attempts of schedulers that are gone.
+func (c *Core) strayed(now time.Time, workerID string, held []wire.Held) {
+	c.strays = slices.DeleteFunc(c.strays, func(s stray) bool { return s.worker == workerID })
+	for _, h := range held {
+		if h.Owner == c.self || c.alive(h.Owner) {
+			continue
+		}
+		s := stray{worker: workerID, held: h, since: now}
+		if !c.claimStray(now, s) {
+			c.strays = append(c.strays, s)
+		}
+	}
+}
+
+// claimStray makes an attempt ours if its owner is dead and we are its heir. It
+// reports false while it cannot be told.
+func (c *Core) claimStray(now time.Time, s stray) bool {
+	owner := s.held.Owner
+	if c.alive(owner) {
+		return true
+	}
+	if p := c.peers[owner]; p == nil || !p.dead {
+		// Never seen, or not since we began: it may be on its way.
+		if now.Sub(s.since) < silentAfter || c.schedulers[owner] && now.Sub(s.since) < workerLease || c.heardOf(now, owner) {
+			return false
+		}
+	}
+	t, err := operation.ParseTask(s.held.Task)
+	if err != nil || c.home(t.Key, c.nodes) != c.self {
+		return true
+	}
+	if s.held.State == wire.Finished {
+		if len(c.fetch) < maxFetch {
+			c.fetch[s.held.Task] = s
+		}
+		return true
+	}
+	c.tasks.Adopt(now, s.worker, s.held)
+	return true
+}
+
+// depose ends our term: somebody who took us for dead took our tasks over. Who
+// waits on them is sent there.
+func (c *Core) depose(now time.Time, term uint64) {
+	if term < c.term {
+		return
+	}
+	c.term = term + 1
+	c.open, c.openBy = false, now.Add(openWithin)
+	for _, p := range c.peers {
+		p.keeps = false
+	}
+	orphans := c.tasks.Abandon(now)
+	for _, o := range orphans {
+		k := c.calls[uint64(o.Waiter)]
+		if k == nil {
+			continue
+		}
+		c.move(k, "")
+		if n, err := operation.Parse(o.Name); err == nil {
+			k.name, k.named = n, true
+		}
+		c.route(now, k)
+	}
+	c.emit(Rejoin{})
+}
+
+// Tick lets time pass. It is to be called at least every 100 ms.
+func (c *Core) Tick(now time.Time) {
+	for _, p := range sortedPeers(c.peers) {
+		c.bury(now, p)
+		if p.dead && p.in == 0 && p.out == 0 && !c.schedulers[p.id] {
+			delete(c.peers, p.id)
+		}
+	}
+	c.tryOpen(now)
+	c.strays = slices.DeleteFunc(c.strays, func(s stray) bool { return c.claimStray(now, s) })
+	c.settle(now)
+	c.tasks.Judge(now, c.judge(now))
+	c.tasks.Tick(now)
+	maps.DeleteFunc(c.fences, func(id string, f fence) bool { return !now.Before(f.until) && c.peers[id] == nil })
+	maps.DeleteFunc(c.fetch, func(_ string, s stray) bool { return now.Sub(s.since) >= fetchFor })
+	maps.DeleteFunc(c.workers, func(id string, w *worker) bool {
+		return w.session == 0 && !c.workersIn[id] && now.Sub(w.heard) >= workerLease
+	})
+	c.sayAlive(now)
+	c.drain(now)
+}
+
+// judge reports whether every worker in view has been heard, so that what none
+// of them offers is nowhere.
+func (c *Core) judge(now time.Time) bool {
+	if now.Sub(c.begun) < judgeAfter {
+		return false
+	}
+	for id := range c.workersIn {
+		if c.workers[id] == nil {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *Core) sayAlive(now time.Time) {
+	if now.Sub(c.beatP) >= beatPeers {
+		c.beatP = now
+		var heard []wire.Heard
+		for _, p := range sortedPeers(c.peers) {
+			heard = append(heard, wire.Heard{Node: p.id, Ago: now.Sub(p.heard)})
+		}
+		for _, p := range sortedPeers(c.peers) {
+			c.toOwner(p, wire.CallerBeat{Heard: heard})
+			c.toCaller(p, p.in, wire.OwnerBeat{})
+		}
+	}
+	if now.Sub(c.beatW) >= beatWorkers {
+		c.beatW = now
+		for _, id := range slices.Sorted(maps.Keys(c.workers)) {
+			if w := c.workers[id]; w.session != 0 {
+				c.emit(tasks.Send{Worker: id, Session: w.session, Msg: wire.SchedulerBeat{}})
+			}
+		}
+	}
+}
+
+// Awake says that time passed in which this scheduler did not run: nobody was
+// silent for it.
+func (c *Core) Awake(now time.Time) {
+	for _, p := range c.peers {
+		p.heard = now
+	}
+	for _, in := range c.inherits {
+		in.deadline = now.Add(workerLease)
+	}
+	c.tasks.Awake(now)
+	c.drain(now)
+}

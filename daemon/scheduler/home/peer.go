@@ -1,0 +1,263 @@
+package home
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/remex-build/terraform-provider-remex/daemon/scheduler/operation"
+	"github.com/remex-build/terraform-provider-remex/daemon/scheduler/wire"
+)
+
+func (c *Core) peer(id string) *peer {
+	p := c.peers[id]
+	if p == nil {
+		p = &peer{id: id, ours: make(map[uint64]*call), theirs: make(map[uint64]*call)}
+		c.peers[id] = p
+	}
+	return p
+}
+
+// PeerUp is our new stream to a peer, which answered our hello. Sessions are
+// numbered from 1 and never used again.
+func (c *Core) PeerUp(now time.Time, id string, session, term uint64) {
+	p := c.peer(id)
+	p.out, p.heard, p.refused = session, now, false
+	p.term = max(p.term, term)
+	if p.term <= c.fences[id].term {
+		return // it is told when it calls, and comes back under a new term
+	}
+	p.dead = false
+	if !p.home {
+		c.toOwner(p, wire.Keeps{Keys: c.keptFrom(id)})
+		p.home = true
+		c.rehome()
+	}
+	for _, k := range sortedCalls(p.ours) {
+		c.sendCall(k, !c.open)
+	}
+	c.drain(now)
+}
+
+// keptFrom is the keys of tasks here whose home the peer would be.
+func (c *Core) keptFrom(id string) []operation.Key {
+	nodes := c.with(id)
+	var keys []operation.Key
+	for k := range c.tasks.Keys {
+		if c.home(k, nodes) == id {
+			keys = append(keys, k)
+		}
+	}
+	slices.SortFunc(keys, func(a, b operation.Key) int {
+		return cmp.Or(a.Action.Compare(b.Action), cmp.Compare(a.Scope, b.Scope), cmp.Compare(a.Instance, b.Instance))
+	})
+	return keys
+}
+
+// PeerDown is the end of that stream.
+func (c *Core) PeerDown(now time.Time, id string, session uint64) {
+	if p := c.peers[id]; p != nil && p.out == session {
+		p.out = 0
+		c.drain(now)
+	}
+}
+
+// PeerRefused says that the peer's port refuses connections.
+func (c *Core) PeerRefused(now time.Time, id string) {
+	if p := c.peers[id]; p != nil && p.out == 0 {
+		p.refused = true
+		c.bury(now, p)
+		c.drain(now)
+	}
+}
+
+// FromOwner is what a peer said over our stream to it.
+func (c *Core) FromOwner(now time.Time, id string, session uint64, m wire.ToCaller) {
+	p := c.peers[id]
+	if p == nil || p.out != session {
+		return
+	}
+	p.heard = now
+	if p.dead {
+		return // whatever it says is of a term that is over
+	}
+	switch m := m.(type) {
+	case wire.Answer:
+		if k := p.ours[m.Call]; k != nil {
+			c.answer(now, k, m.Update, false)
+		}
+	case wire.Gone:
+		if k := p.ours[m.Call]; k != nil {
+			c.answer(now, k, wire.Update{}, true)
+		}
+	case wire.NotMine:
+		if k := p.ours[m.Call]; k != nil {
+			delete(c.kept, k.key)
+			k.admit = true
+			c.route(now, k)
+		}
+	case wire.OwnerFenced:
+		if m.Node == c.self {
+			c.depose(now, m.Term)
+		}
+	}
+	c.drain(now)
+}
+
+// CallerUp is a peer's new stream to us. The calls of an earlier one are void.
+func (c *Core) CallerUp(now time.Time, session uint64, h wire.CallerHello) {
+	p := c.peer(h.ID)
+	c.dropTheirs(now, p)
+	p.in, p.heard = session, now
+	p.term = max(p.term, h.Term)
+	if f := c.fences[h.ID]; p.term <= f.term {
+		c.toCaller(p, session, wire.OwnerFenced{Node: h.ID, Term: f.term})
+	}
+	c.drain(now)
+}
+
+// CallerDown is the end of that stream.
+func (c *Core) CallerDown(now time.Time, id string, session uint64) {
+	if p := c.peers[id]; p != nil && p.in == session {
+		p.in = 0
+		c.dropTheirs(now, p)
+		c.drain(now)
+	}
+}
+
+func (c *Core) dropTheirs(now time.Time, p *peer) {
+	for _, k := range sortedCalls(p.theirs) {
+		c.detach(now, k)
+	}
+}
+
+// FromCaller is what a peer said over its stream to us.
+func (c *Core) FromCaller(now time.Time, id string, session uint64, m wire.ToOwner) {
+	p := c.peers[id]
+	if p == nil || p.in != session {
+		return
+	}
+	p.heard = now
+	if p.dead {
+		// It was only stopped. Once it knows, it asks again.
+		c.toCaller(p, session, wire.OwnerFenced{Node: id, Term: c.fences[id].term})
+		return
+	}
+	switch m := m.(type) {
+	case wire.CallerBeat:
+		p.hears = hears(now, m.Heard)
+	case wire.Submit:
+		k := &call{
+			kind: execute, from: id, session: session, n: m.Call, op: m.Op, req: m.Request,
+			key: m.Request.Key(), admit: m.Admit, hops: m.Hops,
+		}
+		if n, err := operation.Parse(m.Name); err == nil {
+			k.name, k.named = n, true
+		}
+		c.route(now, c.newCall(k))
+	case wire.Attach:
+		c.forwarded(now, p, wait, m.Call, m.Name, m.Hops)
+	case wire.Look:
+		c.forwarded(now, p, look, m.Call, m.Name, m.Hops)
+	case wire.Cancel:
+		c.forwarded(now, p, cancel, m.Call, m.Name, m.Hops)
+	case wire.Detach:
+		if k := p.theirs[m.Call]; k != nil {
+			c.detach(now, k)
+		}
+	case wire.Keeps:
+		p.keeps = true
+		for _, k := range m.Keys {
+			c.kept[k] = id
+		}
+		c.tryOpen(now)
+	case wire.Releases:
+		for _, k := range m.Keys {
+			if c.kept[k] == id {
+				delete(c.kept, k)
+			}
+		}
+	}
+	c.drain(now)
+}
+
+func (c *Core) forwarded(now time.Time, p *peer, kd kind, n uint64, name string, hops uint32) {
+	parsed, err := operation.Parse(name)
+	if err != nil {
+		c.toCaller(p, p.in, wire.Gone{Call: n})
+		return
+	}
+	c.route(now, c.newCall(&call{
+		kind: kd, from: p.id, session: p.in, n: n, name: parsed, named: true, key: parsed.Key, hops: hops,
+	}))
+}
+
+func hears(now time.Time, hs []wire.Heard) map[string]time.Time {
+	m := make(map[string]time.Time, len(hs))
+	for _, h := range hs {
+		m[h.Node] = now.Add(-h.Ago)
+	}
+	return m
+}
+
+// tryOpen makes us a home once every other scheduler has told what it keeps.
+func (c *Core) tryOpen(now time.Time) {
+	if c.open {
+		return
+	}
+	if now.Before(c.openBy) {
+		if now.Sub(c.begun) < settleAfter && len(c.schedulers) == 0 {
+			return // the view may not have filled yet
+		}
+		for id := range c.schedulers {
+			if p := c.peers[id]; p == nil || !p.keeps && !p.dead {
+				return
+			}
+		}
+	}
+	c.open = true
+}
+
+// bury declares a peer dead if it is: its port refuses, or it is silent and
+// nobody else hears it either. Its heirs take over.
+func (c *Core) bury(now time.Time, p *peer) {
+	if p.dead || !p.home {
+		return
+	}
+	refused := p.out == 0 && p.refused
+	if !refused && (now.Sub(p.heard) < silentAfter || c.heardOf(now, p.id)) {
+		return
+	}
+	nodes := c.nodes
+	p.dead, p.home, p.keeps = true, false, false
+	c.rehome()
+	c.fences[p.id] = fence{term: p.term, until: now.Add(fenceFor)}
+	maps.DeleteFunc(c.kept, func(_ operation.Key, keeper string) bool { return keeper == p.id })
+	c.inherit(now, p, nodes)
+	c.dropTheirs(now, p)
+	for _, k := range sortedCalls(p.ours) {
+		c.move(k, "")
+		c.route(now, k)
+	}
+	c.tryOpen(now)
+}
+
+// heardOf reports whether a worker or another scheduler hears the peer.
+func (c *Core) heardOf(now time.Time, id string) bool {
+	recent := func(heard time.Time, hears map[string]time.Time) bool {
+		at, ok := hears[id]
+		return ok && now.Sub(heard) < workerLease && now.Sub(at) < silentAfter
+	}
+	for _, w := range c.workers {
+		if w.session != 0 && recent(w.heard, w.hears) {
+			return true
+		}
+	}
+	for _, p := range c.peers {
+		if p.home && recent(p.heard, p.hears) {
+			return true
+		}
+	}
+	return false
+}
