@@ -91,7 +91,7 @@ func (e *Executor) Run(ctx context.Context, c Command) (Exit, error) {
 	}
 	cmd := command{
 		Root: e.Root(), Cwd: e.Root(), Argv: c.Argv, Env: c.Env,
-		Timeout: c.Timeout, Grace: e.sb.o.Grace,
+		Timeout: c.Timeout, Grace: e.sb.o.Limits.Grace,
 	}
 	if c.Dir != "" {
 		cmd.Cwd += "/" + c.Dir
@@ -196,6 +196,9 @@ func (e *Executor) ready(ctx context.Context) error {
 	select {
 	case m := <-p.answers:
 		err = m.err
+		if err == nil && m.done.Failure != startOK {
+			err = errors.New(m.done.Text)
+		}
 	case <-timer.C:
 		err = errors.New("it was not ready in time")
 	case <-ctx.Done():

@@ -83,6 +83,8 @@ func (g *Gather) Path(ctx context.Context, name string) (Output, error) {
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 		return Output{}, nil
+	case errors.Is(err, unix.EACCES):
+		return Output{}, &OutputError{fmt.Sprintf("output %q lies in a directory that may not be entered", name)}
 	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.ELOOP):
 		return Output{}, &OutputError{fmt.Sprintf("output %q leads out of the input root through a symbolic link", name)}
 	case err != nil:
@@ -234,8 +236,8 @@ func (g *Gather) file(ctx context.Context, at int, base, full string) (digest.Di
 		}
 		d := digest.Of(g.fn, data)
 		return d, g.sink.Small(ctx, d, data)
-	case st.Size > o.MaxBytes:
-		return digest.Digest{}, &BudgetError{fmt.Sprintf("output %q has %d bytes, the budget on node %s is %d", full, st.Size, o.Node, o.MaxBytes)}
+	case st.Size > o.Limits.MaxBytes:
+		return digest.Digest{}, &BudgetError{fmt.Sprintf("output %q has %d bytes, the budget on node %s is %d", full, st.Size, o.Node, o.Limits.MaxBytes)}
 	}
 	return g.large(ctx, f, at, base, &st)
 }

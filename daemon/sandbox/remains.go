@@ -26,6 +26,9 @@ func (e *Executor) Finish() (*Remains, error) {
 		return nil, err
 	}
 	e.rooted, e.linked = false, nil
+	if !e.own {
+		_ = unix.Chmod(r.path, 0o755) // it was the action's to change
+	}
 	var err error
 	if r.fd, err = unix.Open(r.path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {
 		r.Close()

@@ -3,7 +3,10 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"io"
+	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -114,8 +117,8 @@ func TestNothingSurvives(t *testing.T) {
 		r := newRig(t, base, nil)
 		for name, script := range map[string]string{
 			"background process":  `sleep 300 & echo $! > pids`,
-			"daemon":              `setsid sh -c '(sleep 300 & echo $! > pids); exit 0' ; sleep 0.05`,
-			"deaf to signals":     `(trap '' TERM HUP INT; echo $$ > /dev/null; sleep 300 & echo $! > pids; wait) & sleep 0.1`,
+			"daemon":              `setsid sh -c '(sleep 300 & echo $! > pids); exit 0' ; until [ -s pids ]; do sleep 0.01; done`,
+			"deaf to signals":     `(trap '' TERM HUP INT; echo $$ > /dev/null; sleep 300 & echo $! > pids; wait) & until [ -s pids ]; do sleep 0.01; done`,
 			"stopped process":     `sleep 300 & echo $! > pids; kill -STOP $!`,
 			"double fork, setsid": `(setsid setsid sleep 300 </dev/null >/dev/null 2>&1 & echo $! > pids) & wait`,
 			"many":                `for i in 1 2 3 4 5 6 7 8 9 10; do sh -c 'sleep 300 & sleep 301 & wait' & echo $! >> pids; done`,
@@ -177,7 +180,7 @@ func TestTimeout(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if d := exit.Ended.Sub(exit.Started); !exit.TimedOut || d < r.sb.o.Grace || d > r.sb.o.Grace+5*time.Second {
+			if d := exit.Ended.Sub(exit.Started); !exit.TimedOut || d < r.sb.o.Limits.Grace || d > r.sb.o.Limits.Grace+5*time.Second {
 				t.Errorf("exit %+v after %v", exit, d)
 			}
 		})
@@ -190,7 +193,8 @@ func TestTimeout(t *testing.T) {
 }
 
 func TestCancelKillsAtOnce(t *testing.T) {
-	r := newRig(t, modes[0].base, nil)
+	r := newRig(t, 0, nil)
+	r.must("true", nil) // there is a runner
 	ctx, cancel := context.WithCancel(t.Context())
 	e := r.sb.Executor(0)
 	if err := e.Acquire(ctx); err != nil {
@@ -201,7 +205,7 @@ func TestCancelKillsAtOnce(t *testing.T) {
 	if err := e.BuildRoot(ctx, p, r.disk, nil); err != nil {
 		t.Fatal(err)
 	}
-	time.AfterFunc(50*time.Millisecond, cancel)
+	time.AfterFunc(20*time.Millisecond, cancel)
 	if _, err := e.Run(ctx, Command{Argv: []string{"sleep", "300"}}); !errors.Is(err, context.Canceled) {
 		t.Errorf("err %v", err)
 	}
@@ -253,7 +257,7 @@ func TestRunnerDies(t *testing.T) {
 
 func TestStreamsAreBounded(t *testing.T) {
 	eachMode(t, func(t *testing.T, base int) {
-		r := newRig(t, base, func(o *Options) { o.MaxStream = 1 << 20 })
+		r := newRig(t, base, func(o *Options) { o.Limits.MaxStream = 1 << 20 })
 		began := time.Now()
 		exit, rem, err := r.shell("echo start; head -c 1000000000 /dev/zero; echo oops >&2; exit 5", nil, 0)
 		if err != nil {
@@ -280,7 +284,7 @@ func TestStreamsAreBounded(t *testing.T) {
 
 func TestBudget(t *testing.T) {
 	eachMode(t, func(t *testing.T, base int) {
-		r := newRig(t, base, func(o *Options) { o.MaxBytes, o.MaxInodes = 8<<20, 50 })
+		r := newRig(t, base, func(o *Options) { o.Limits.MaxBytes, o.Limits.MaxInodes = 8<<20, 50 })
 		for name, script := range map[string]string{
 			"bytes":  "head -c 20000000 /dev/zero > big; sleep 60",
 			"inodes": "mkdir d; for i in 0 1 2 3 4 5 6 7 8 9; do for j in 1 2 3 4 5 6; do > d/$i$j; done; done; sleep 60",
@@ -299,4 +303,55 @@ func TestNewRefusesInARunner(t *testing.T) {
 	if _, err := New(Options{Dir: t.TempDir()}); !errors.Is(err, ErrInsideRunner) {
 		t.Errorf("err %v", err)
 	}
+}
+
+// beDaemon is a daemon that runs one endless action, for its death.
+func beDaemon(dir string) {
+	base, _ := strconv.Atoi(os.Getenv("REMEX_TEST_BASE"))
+	sb, err := New(Options{Dir: dir, Executors: 1, UIDBase: base, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	if err != nil {
+		panic(err)
+	}
+	e, ctx := sb.Executor(0), context.Background()
+	_ = e.Acquire(ctx)
+	p, _ := NewPlan(&Tree{})
+	if err := e.BuildRoot(ctx, p, disk{}, nil); err != nil {
+		panic(err)
+	}
+	_, err = e.Run(ctx, Command{Argv: []string{"/bin/sh", "-c", "setsid sleep 300 & echo $! >> pids; echo $$ >> pids; wait"}})
+	panic(err)
+}
+
+func TestDaemonDies(t *testing.T) {
+	eachMode(t, func(t *testing.T, base int) {
+		dir := t.TempDir()
+		daemon := exec.CommandContext(t.Context(), "/proc/self/exe")
+		daemon.Env = append(os.Environ(), "REMEX_TEST_DAEMON="+dir, "REMEX_TEST_BASE="+strconv.Itoa(base))
+		daemon.Stderr = os.Stderr
+		if err := daemon.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var pids []string
+		for range 10000 {
+			b, _ := os.ReadFile(filepath.Join(dir, "x0", "root", "pids"))
+			if pids = strings.Fields(string(b)); len(pids) == 2 {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if len(pids) != 2 {
+			t.Fatal("the action did not start")
+		}
+		_ = daemon.Process.Kill()
+		_ = daemon.Wait()
+		for _, s := range pids {
+			pid, _ := strconv.Atoi(s)
+			for i := 0; alive(pid); i++ {
+				if i == 10000 {
+					t.Fatalf("process %d is alive", pid)
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+	})
 }

@@ -61,6 +61,7 @@ type runner struct {
 
 func (r *runner) serve() error {
 	if err := r.prepare(); err != nil {
+		_, _ = r.sock.Write((&done{Failure: startInfra, Text: err.Error()}).frame())
 		return err
 	}
 	if _, err := r.sock.Write(newFrame(kindReady).frame()); err != nil {

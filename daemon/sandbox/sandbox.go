@@ -10,6 +10,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,20 +36,25 @@ type Options struct {
 	// actions under its own uid.
 	UIDBase int
 	// Node is how messages to users name this machine.
-	Node string
-	// MaxBytes and MaxInodes bound what an action may leave in its exec root
-	// beyond its inputs; 0 means 32 GiB and a million.
-	MaxBytes, MaxInodes int64
-	// Reserve is what actions leave free on the file system; 0 means 256 MiB.
-	Reserve int64
-	// MaxStream is how much of stdout, and of stderr, is kept; 0 means 64 MiB.
-	MaxStream int64
-	// Grace is how long an action that has run out of time has from SIGTERM
-	// to SIGKILL; 0 means 5 s.
-	Grace time.Duration
+	Node   string
+	Limits Limits
 
 	Log        *slog.Logger
 	Registerer prometheus.Registerer
+}
+
+// Limits are what an action may take. Zero values stand for the defaults.
+type Limits struct {
+	// MaxBytes and MaxInodes bound what an action may leave in its exec root
+	// beyond its inputs; 32 GiB and a million.
+	MaxBytes, MaxInodes int64
+	// Reserve is what actions leave free on the file system; 256 MiB.
+	Reserve int64
+	// MaxStream is how much of stdout, and of stderr, is kept; 64 MiB.
+	MaxStream int64
+	// Grace is how long an action that has run out of time has from SIGTERM
+	// to SIGKILL; 5 s.
+	Grace time.Duration
 }
 
 const defaultUIDBase = 200000
@@ -57,17 +63,12 @@ func (o *Options) fill() {
 	if o.UIDBase == 0 {
 		o.UIDBase = defaultUIDBase
 	}
-	for _, v := range []struct {
-		p *int64
-		d int64
-	}{{&o.MaxBytes, 32 << 30}, {&o.MaxInodes, 1 << 20}, {&o.Reserve, 256 << 20}, {&o.MaxStream, 64 << 20}} {
-		if *v.p == 0 {
-			*v.p = v.d
-		}
-	}
-	if o.Grace == 0 {
-		o.Grace = 5 * time.Second
-	}
+	l := &o.Limits
+	l.MaxBytes = cmp.Or(l.MaxBytes, 32<<30)
+	l.MaxInodes = cmp.Or(l.MaxInodes, 1<<20)
+	l.Reserve = cmp.Or(l.Reserve, 256<<20)
+	l.MaxStream = cmp.Or(l.MaxStream, 64<<20)
+	l.Grace = cmp.Or(l.Grace, 5*time.Second)
 	if o.Node == "" {
 		o.Node, _ = os.Hostname()
 	}
@@ -161,14 +162,59 @@ func (s *Sandbox) open() error {
 			return err
 		}
 	}
+	if own {
+		return s.takeOver()
+	}
 	return nil
 }
+
+// takeOver ends what actions of a daemon that died may have left under the
+// executors' uids, and finds out whether runners can work here: one below a
+// closed directory needs the right to mount.
+func (s *Sandbox) takeOver() error {
+	busy := make(map[int]bool)
+	for _, p := range processes() {
+		var st unix.Stat_t
+		if unix.Stat(fmt.Sprintf("/proc/%d", p.pid), &st) == nil {
+			busy[int(st.Uid)] = true
+		}
+	}
+	for i, e := range s.executors {
+		if !busy[e.uid] && (i > 0 || s.hide == "") {
+			continue // its runner starts when there is something to run
+		}
+		err := e.ready(context.Background())
+		if err != nil && s.hide != "" {
+			return s.shareUID(err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// shareUID goes back to actions under the daemon's own uid.
+func (s *Sandbox) shareUID(err error) error {
+	s.log.Warn(sharing, "why", "the exec roots lie below a closed directory, and nothing can be mounted", "path", s.hide, "err", err)
+	for _, e := range s.executors {
+		e.own, e.uid = false, os.Geteuid()
+		if err := os.Chown(e.dir, os.Geteuid(), os.Getegid()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sharing is what a node says at start when it keeps actions less apart than
+// it should.
+const sharing = "actions share the daemon's uid: inputs are checked after each action, and actions are not kept apart"
 
 // ownUIDs prepares for uids of the executors' own and reports whether they
 // can be had.
 func (s *Sandbox) ownUIDs() bool {
 	share := func(why string, err error) bool {
-		s.log.Warn("actions share the daemon's uid: inputs are checked after each action, and actions are not kept apart", "why", why, "err", err)
+		s.log.Warn(sharing, "why", why, "err", err)
 		return false
 	}
 	if s.o.UIDBase < 0 {
@@ -244,10 +290,6 @@ func (s *Sandbox) OwnUIDs() bool { return len(s.executors) > 0 && s.executors[0]
 func (s *Sandbox) Close() error {
 	for _, e := range s.executors {
 		_ = e.Acquire(context.Background())
-		if e.proc != nil {
-			e.proc.stop()
-			e.proc = nil
-		}
 		for i := range e.out {
 			e.out[i].close()
 		}
@@ -260,6 +302,10 @@ func (s *Sandbox) Close() error {
 
 func (s *Sandbox) close() {
 	for _, e := range s.executors {
+		if e.proc != nil {
+			e.proc.stop()
+			e.proc = nil
+		}
 		if e.lse.f != nil {
 			e.lse.f.Close()
 		}

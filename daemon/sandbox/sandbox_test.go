@@ -19,6 +19,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "runner" {
 		RunnerMain()
 	}
+	if dir := os.Getenv("REMEX_TEST_DAEMON"); dir != "" {
+		beDaemon(dir)
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -109,7 +112,7 @@ func newRig(t testing.TB, base int, change func(*Options)) *rig {
 	}
 	o := Options{
 		Dir: filepath.Join(r.dir, "work"), Executors: 2, UIDBase: base, Node: "n1",
-		Grace: 400 * time.Millisecond, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Limits: Limits{Grace: 400 * time.Millisecond}, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 	if change != nil {
 		change(&o)

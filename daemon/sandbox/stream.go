@@ -82,7 +82,7 @@ func (s *stream) take(e *Executor) (Stream, error) {
 	if s.f == nil {
 		return Stream{}, nil
 	}
-	max := e.sb.o.MaxStream
+	max := e.sb.o.Limits.MaxStream
 	if err := s.limit(max); err != nil {
 		return Stream{}, err
 	}

@@ -25,9 +25,9 @@ type watch struct {
 const walkShare = 20
 
 func (w *watch) look() error {
-	o := &w.e.sb.o
+	o, l := &w.e.sb.o, &w.e.sb.o.Limits
 	for i := range w.e.out {
-		if err := w.e.out[i].limit(o.MaxStream); err != nil {
+		if err := w.e.out[i].limit(l.MaxStream); err != nil {
 			w.e.sb.log.Warn("stream cannot be cut", "err", err)
 		}
 	}
@@ -37,20 +37,20 @@ func (w *watch) look() error {
 	}
 	free := int64(fs.Bavail) * fs.Bsize
 	now := time.Now()
-	scarce := free < o.Reserve
-	if now.Before(w.next) && !scarce && w.free-free < o.MaxBytes/8 {
+	scarce := free < l.Reserve
+	if now.Before(w.next) && !scarce && w.free-free < l.MaxBytes/8 {
 		return nil
 	}
 	use := usage(w.e.Root(), uint32(w.e.uid), w.e.own)
 	w.free, w.next = free, now.Add(max(time.Second, walkShare*time.Since(now)))
 	text := ""
 	switch {
-	case use.bytes > o.MaxBytes:
-		text = fmt.Sprintf("the action wrote %d bytes, its budget on node %s is %d", use.bytes, o.Node, o.MaxBytes)
-	case use.inodes > o.MaxInodes:
-		text = fmt.Sprintf("the action made %d files, its budget on node %s is %d", use.inodes, o.Node, o.MaxInodes)
-	case scarce && use.bytes > o.Reserve/int64(o.Executors):
-		text = fmt.Sprintf("the action wrote %d bytes when node %s had less than its reserve of %d bytes left", use.bytes, o.Node, o.Reserve)
+	case use.bytes > l.MaxBytes:
+		text = fmt.Sprintf("the action wrote %d bytes, its budget on node %s is %d", use.bytes, o.Node, l.MaxBytes)
+	case use.inodes > l.MaxInodes:
+		text = fmt.Sprintf("the action made %d files, its budget on node %s is %d", use.inodes, o.Node, l.MaxInodes)
+	case scarce && use.bytes > l.Reserve/int64(o.Executors):
+		text = fmt.Sprintf("the action wrote %d bytes when node %s had less than its reserve of %d bytes left", use.bytes, o.Node, l.Reserve)
 	default:
 		return nil
 	}

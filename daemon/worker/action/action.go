@@ -40,6 +40,8 @@ type Store interface {
 type Disk interface {
 	// Link makes dst a hard link to a read-only file of the daemon's.
 	Link(ctx context.Context, d digest.Digest, executable bool, dst string) error
+	// Suspect says that files which Link handed out may have been changed.
+	Suspect(d digest.Digest)
 }
 
 // Cache takes results of actions.
@@ -52,11 +54,13 @@ type Options struct {
 	Store       Store
 	Disk        Disk
 	ActionCache Cache
+	// Dir, Executors, UIDBase and Limits are sandbox.Options'.
+	Dir       string
+	Executors int
+	UIDBase   int
+	Limits    sandbox.Limits
 	// Worker is the node's name in results and messages.
-	Worker string
-	// Sandbox says where and how actions run; Node, Log and Registerer are
-	// taken from here.
-	Sandbox    sandbox.Options
+	Worker     string
 	Log        *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -77,24 +81,25 @@ type Actions struct {
 
 // New starts the sandbox.
 func New(o Options) (*Actions, error) {
-	o.Sandbox.Node, o.Sandbox.Log, o.Sandbox.Registerer = o.Worker, o.Log, o.Registerer
-	sb, err := sandbox.New(o.Sandbox)
+	sb, err := sandbox.New(sandbox.Options{
+		Dir: o.Dir, Executors: o.Executors, UIDBase: o.UIDBase, Limits: o.Limits,
+		Node: o.Worker, Log: o.Log, Registerer: o.Registerer,
+	})
 	if err != nil {
 		return nil, err
 	}
 	a := &Actions{
 		o: o, log: o.Log.With("part", "action"), metrics: newMetrics(o.Registerer), sandbox: sb,
 		dirs:    newDirectories(directoryBudget),
-		storing: make(chan struct{}, 2*o.Sandbox.Executors),
+		storing: make(chan struct{}, 2*o.Executors),
 	}
-	a.ahead.limit = 2*o.Sandbox.Executors + 2
+	a.ahead.limit = 2*o.Executors + 2
 	return a, nil
 }
 
 // Close waits for what runs, whose contexts should have ended, and deletes
 // what actions left.
 func (a *Actions) Close() error {
-	a.ahead.close()
 	return a.sandbox.Close()
 }
 
@@ -147,6 +152,9 @@ func (a *Actions) Run(ctx context.Context, executor int, t *Task, started, free 
 // executor can have the next action, and a place in storing is taken unless
 // there is an error.
 func (r *run) execute(ctx context.Context, executor int, started func()) (_ *sandbox.Remains, err error) {
+	if executor < 0 || executor >= r.a.o.Executors {
+		return nil, fmt.Errorf("there is no executor %d", executor)
+	}
 	ex := r.a.sandbox.Executor(executor)
 	if err := ex.Acquire(ctx); err != nil {
 		return nil, err

@@ -79,7 +79,7 @@ func TestMetadataRunsForward(t *testing.T) {
 }
 
 func TestOnlyCleanResultsAreCached(t *testing.T) {
-	r := newRig(t, func(o *Options) { o.Sandbox.MaxStream = 1000 })
+	r := newRig(t, func(o *Options) { o.Limits.MaxStream = 1000 })
 	for _, c := range []struct {
 		name   string
 		script string
@@ -254,8 +254,6 @@ func TestPrefetchIsUsed(t *testing.T) {
 	r := newRig(t, nil)
 	task := r.task(script("cat in"), &repb.Directory{Files: []*repb.FileNode{{Name: "in", Digest: r.blob("input")}}}, nil)
 	r.a.Prefetch(t.Context(), task)
-	f := r.a.ahead.m[attempt{task.ID, 0}]
-	<-f.done
 	clear(r.store.blobs) // only what is on the disk is left
 	if res := r.result(task); string(res.GetStdoutRaw()) != "input" {
 		t.Errorf("result %v", res)
@@ -289,17 +287,51 @@ func TestTroubleIsNotTheActionsFault(t *testing.T) {
 }
 
 func TestChangedInputsSpoilTheResult(t *testing.T) {
-	r := newRig(t, func(o *Options) { o.Sandbox.UIDBase = -1 })
+	r := newRig(t, func(o *Options) { o.UIDBase = -1 })
 	in := r.blob("input")
 	root := &repb.Directory{Files: []*repb.FileNode{{Name: "in", Digest: in}}}
 	task := r.task(script("chmod +w in; echo changed > in"), root, nil)
 	if _, err := r.a.Run(t.Context(), 0, task, func() {}, func() {}); !errors.Is(err, errTainted) {
 		t.Errorf("err %v", err)
 	}
-	if len(r.store.dropped) != 1 || len(r.store.cached) != 0 {
-		t.Errorf("dropped %v, cached %d", r.store.dropped, len(r.store.cached))
+	if len(r.store.suspect) != 1 || len(r.store.cached) != 0 {
+		t.Errorf("suspect %v, cached %d", r.store.suspect, len(r.store.cached))
 	}
 	if res := r.result(r.task(script("cat in"), root, nil)); string(res.GetStdoutRaw()) != "input" {
 		t.Errorf("the next action read %q", res.GetStdoutRaw())
+	}
+}
+
+func TestEvictedInputsAreFetchedAgain(t *testing.T) {
+	r := newRig(t, nil)
+	task := r.task(script("cat in"), &repb.Directory{Files: []*repb.FileNode{{Name: "in", Digest: r.blob("input")}}}, nil)
+	r.a.Prefetch(t.Context(), task)
+	clear(r.store.local)
+	if res := r.result(task); string(res.GetStdoutRaw()) != "input" {
+		t.Errorf("result %v", res)
+	}
+}
+
+func TestTheExecutorIsFreeWhileOutputsAreStored(t *testing.T) {
+	r := newRig(t, nil)
+	r.store.gate = make(chan struct{})
+	c := script("head -c 100000 /dev/zero > big; echo hi")
+	c.OutputPaths = []string{"big"}
+	first, second := r.task(c, nil, nil), r.task(script("true"), nil, nil)
+	freed, done := make(chan struct{}), make(chan error)
+	go func() {
+		_, err := r.a.Run(t.Context(), 0, first, func() {}, func() { close(freed) })
+		done <- err
+	}()
+	<-freed
+	r.result(second)
+	select {
+	case <-done:
+		t.Error("it answered before its outputs were stored")
+	default:
+	}
+	close(r.store.gate)
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

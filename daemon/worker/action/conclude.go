@@ -84,11 +84,7 @@ func (r *run) untainted(ctx context.Context, remains *sandbox.Remains) error {
 	}
 	r.a.metrics.tainted.Inc()
 	for _, d := range changed {
-		if dropper, ok := r.a.o.Disk.(interface{ Drop(digest.Digest) error }); ok {
-			if err := dropper.Drop(d); err != nil {
-				r.a.log.Error("changed input stays in the store", "digest", d.String(), "err", err)
-			}
-		}
+		r.a.o.Disk.Suspect(d)
 	}
 	return fmt.Errorf("%w: %s", errTainted, changed[0])
 }
@@ -133,6 +129,7 @@ func (r *run) results(ctx context.Context, remains *sandbox.Remains, u *uploads)
 			return nil, err
 		}
 	}
+
 	for _, s := range []struct {
 		from *sandbox.Stream
 		to   **repb.Digest

@@ -9,12 +9,10 @@ import (
 // been.
 type prefetches struct {
 	limit int
-	wg    sync.WaitGroup
 
 	mu    sync.Mutex // guards everything below
 	m     map[attempt]*prefetch
 	order []*prefetch // oldest first
-	over  bool        // closed
 }
 
 // attempt is what a prefetch is for.
@@ -31,8 +29,8 @@ type prefetch struct {
 	err    error
 }
 
-// Prefetch implements worker.Actions. It returns at once. A task that never
-// comes to run is forgotten after others.
+// Prefetch implements worker.Actions. A task that never comes to run is
+// forgotten when others have come.
 func (a *Actions) Prefetch(ctx context.Context, t *Task) {
 	f := &prefetch{key: attempt{t.ID, t.Attempt}, done: make(chan struct{})}
 	ctx, f.cancel = context.WithCancel(ctx)
@@ -40,19 +38,16 @@ func (a *Actions) Prefetch(ctx context.Context, t *Task) {
 		f.cancel()
 		return
 	}
-	go func() {
-		defer a.ahead.wg.Done()
-		defer close(f.done)
-		defer f.cancel()
-		f.p, f.err = a.prepare(ctx, t)
-	}()
+	defer close(f.done)
+	defer f.cancel()
+	f.p, f.err = a.prepare(ctx, t)
 }
 
-// add takes f in; if it does, wg counts it.
+// add takes f in, unless the same is there.
 func (s *prefetches) add(f *prefetch) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.over || s.m[f.key] != nil {
+	if s.m[f.key] != nil {
 		return false
 	}
 	if s.m == nil {
@@ -66,7 +61,6 @@ func (s *prefetches) add(f *prefetch) bool {
 	}
 	s.m[f.key] = f
 	s.order = append(s.order, f)
-	s.wg.Add(1)
 	return true
 }
 
@@ -86,16 +80,6 @@ func (s *prefetches) take(key attempt) *prefetch {
 		}
 	}
 	return f
-}
-
-func (s *prefetches) close() {
-	s.mu.Lock()
-	s.over = true
-	for _, f := range s.m {
-		f.cancel()
-	}
-	s.mu.Unlock()
-	s.wg.Wait()
 }
 
 // prepared prepares t unless that has been done ahead.

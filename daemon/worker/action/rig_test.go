@@ -34,13 +34,14 @@ func TestMain(m *testing.M) {
 
 // store is a cluster of one map, with a disk that holds what was fetched.
 type store struct {
-	dir string
+	dir  string
+	gate chan struct{} // if not nil, what PutFile waits for
 
 	mu      sync.Mutex // guards everything below
 	blobs   map[digest.Digest][]byte
 	local   map[digest.Digest]bool
 	cached  map[actioncache.Key][]byte
-	dropped []digest.Digest
+	suspect []digest.Digest
 	broken  error
 }
 
@@ -93,6 +94,9 @@ func (s *store) PutBatch(_ context.Context, bs []blob.Blob) []error {
 
 // PutFile moves the file away, as a store may.
 func (s *store) PutFile(ctx context.Context, d digest.Digest, path string) error {
+	if s.gate != nil {
+		<-s.gate
+	}
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return err
@@ -146,12 +150,14 @@ func (s *store) Link(_ context.Context, d digest.Digest, executable bool, dst st
 	return os.Link(filepath.Join(s.dir, prefix+d.Hash()), dst)
 }
 
-func (s *store) Drop(d digest.Digest) error {
+func (s *store) Suspect(d digest.Digest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.dropped = append(s.dropped, d)
+	s.suspect = append(s.suspect, d)
 	delete(s.local, d)
-	return errors.Join(os.Remove(filepath.Join(s.dir, "p"+d.Hash())), os.Remove(filepath.Join(s.dir, "x"+d.Hash())))
+	for _, prefix := range []string{"p", "x"} {
+		_ = os.Remove(filepath.Join(s.dir, prefix+d.Hash()))
+	}
 }
 
 // cache is the store's action cache.
@@ -180,7 +186,7 @@ func newRig(t testing.TB, change func(*Options)) *rig {
 	}
 	o := Options{
 		Store: s, Disk: s, ActionCache: cache{s}, Worker: "w1", Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		Sandbox: sandbox.Options{Dir: filepath.Join(dir, "work"), Executors: 2, Grace: time.Second},
+		Dir: filepath.Join(dir, "work"), Executors: 2, Limits: sandbox.Limits{Grace: time.Second},
 	}
 	if change != nil {
 		change(&o)
@@ -203,6 +209,8 @@ func newRig(t testing.TB, change func(*Options)) *rig {
 
 // blob stores data and names it.
 func (r *rig) blob(data string) *repb.Digest {
+	r.store.mu.Lock()
+	defer r.store.mu.Unlock()
 	d := digest.Of(digest.SHA256, []byte(data))
 	r.store.blobs[d] = []byte(data)
 	return toProto(d)

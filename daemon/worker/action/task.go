@@ -1,18 +1,8 @@
 package action
 
-import (
-	"time"
-
-	"github.com/remex-build/terraform-provider-remex/daemon/digest"
-)
+import "github.com/remex-build/terraform-provider-remex/daemon/worker"
 
 // Task is one attempt to run an action.
-type Task struct {
-	ID                                          string
-	Attempt                                     uint32
-	Instance                                    string
-	Action                                      digest.Digest
-	DoNotCache                                  bool
-	Metadata, ActionBlob, CommandBlob, RootBlob []byte
-	QueuedAt                                    time.Time
-}
+type Task = worker.Task
+
+var _ worker.Actions = (*Actions)(nil)
