@@ -8,6 +8,7 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/remex-build/terraform-provider-remex/daemon/actioncache"
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 )
@@ -30,7 +31,7 @@ func (s actionCache) GetActionResult(ctx context.Context, req *repb.GetActionRes
 		return nil, err
 	}
 	h := hints{stdout: req.InlineStdout, stderr: req.InlineStderr, files: req.InlineOutputFiles}
-	r, err := s.lookup(ctx, ActionKey{Instance: req.InstanceName, Action: action}, h)
+	r, err := s.lookup(ctx, actioncache.Key{Instance: req.InstanceName, Action: action}, h)
 	if err != nil {
 		return nil, fmt.Errorf("result of action %s: %w", action, err)
 	}
@@ -39,13 +40,13 @@ func (s actionCache) GetActionResult(ctx context.Context, req *repb.GetActionRes
 
 // lookup finds a result that is whole and fits into a message. Everything else
 // is a miss (blob.ErrNotFound), but for what could not be told.
-func (f *Frontend) lookup(ctx context.Context, k ActionKey, h hints) (*repb.ActionResult, error) {
+func (f *Frontend) lookup(ctx context.Context, k actioncache.Key, h hints) (*repb.ActionResult, error) {
 	r, outcome, err := f.find(ctx, k, h)
 	f.metrics.lookups.WithLabelValues(outcome).Inc()
 	return r, err
 }
 
-func (f *Frontend) find(ctx context.Context, k ActionKey, h hints) (r *repb.ActionResult, outcome string, err error) {
+func (f *Frontend) find(ctx context.Context, k actioncache.Key, h hints) (r *repb.ActionResult, outcome string, err error) {
 	data, err := f.actions.Get(ctx, k)
 	if blob.IsNotFound(err) {
 		return nil, "miss", err
@@ -98,7 +99,7 @@ func (s actionCache) UpdateActionResult(ctx context.Context, req *repb.UpdateAct
 	if len(data) > maxMessage-margin {
 		return nil, invalid("action_result", "%d bytes are more than a message can hold", len(data))
 	}
-	if err := s.actions.Put(ctx, ActionKey{Instance: req.InstanceName, Action: action}, data); err != nil {
+	if err := s.actions.Put(ctx, actioncache.Key{Instance: req.InstanceName, Action: action}, data); err != nil {
 		return nil, fmt.Errorf("store the result of action %s: %w", action, err)
 	}
 	return r, nil

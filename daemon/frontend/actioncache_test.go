@@ -12,9 +12,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 
+	"github.com/remex-build/terraform-provider-remex/daemon/actioncache"
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
-	"github.com/remex-build/terraform-provider-remex/daemon/frontend"
 )
 
 // plant puts a result into the action cache of the instance "i".
@@ -24,7 +24,7 @@ func (w *world) plant(t *testing.T, action digest.Digest, r *repb.ActionResult) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.actions.Put(t.Context(), frontend.ActionKey{Instance: "i", Action: action}, b); err != nil {
+	if err := w.actions.Put(t.Context(), actioncache.Key{Instance: "i", Action: action}, b); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -183,8 +183,8 @@ func TestInlining(t *testing.T) {
 	})
 	t.Run("a result larger than a message is a miss", func(t *testing.T) {
 		r := &repb.ActionResult{}
-		for i := range 50_000 {
-			r.OutputFiles = append(r.OutputFiles, &repb.OutputFile{Path: fmt.Sprintf("%060d", i), Digest: wire(a)})
+		for i := range 5_000 {
+			r.OutputFiles = append(r.OutputFiles, &repb.OutputFile{Path: fmt.Sprintf("%01000d", i), Digest: wire(a)})
 		}
 		w.plant(t, action, r)
 		_, err := w.result(t, action)

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
+	"github.com/remex-build/terraform-provider-remex/daemon/blob/replica"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 )
 
@@ -36,6 +37,17 @@ func (s byteStream) write(ss grpc.ServerStream) error {
 	if err := in.check(first); err != nil {
 		return err
 	}
+	if first.WriteOffset > 0 {
+		committed, complete, err := s.uploads.UploadOffset(ss.Context(), res.upload(), d)
+		switch {
+		case err != nil:
+			return fmt.Errorf("resume upload of %s: %w", d, err)
+		case complete:
+			return ss.SendMsg(&bspb.WriteResponse{CommittedSize: d.Size()})
+		case committed != first.WriteOffset:
+			return wrongOffset(first.WriteOffset, committed)
+		}
+	}
 	if d.Size() <= blob.SmallSize {
 		err = s.writeSmall(ss.Context(), in, d, first)
 	} else {
@@ -47,15 +59,9 @@ func (s byteStream) write(ss grpc.ServerStream) error {
 	return ss.SendMsg(&bspb.WriteResponse{CommittedSize: d.Size()})
 }
 
-// writeSmall gathers a blob that fits into a batch, whose partial uploads are
-// not kept: a resumed one is told to begin again.
+// writeSmall gathers a blob that fits into a batch. Partial uploads of such are
+// not kept: first is at offset 0.
 func (s byteStream) writeSmall(ctx context.Context, in *incoming, d digest.Digest, first *bspb.WriteRequest) error {
-	if first.WriteOffset > 0 {
-		if s.present(ctx, d) {
-			return nil
-		}
-		return wrongOffset(first.WriteOffset, 0)
-	}
 	release, err := s.hold(ctx, d.Size())
 	if err != nil {
 		return err
@@ -83,26 +89,14 @@ func (s byteStream) writeSmall(ctx context.Context, in *incoming, d digest.Diges
 
 func (s byteStream) writeStream(ctx context.Context, in *incoming, res resource, first *bspb.WriteRequest) error {
 	d := res.digest
-	if s.present(ctx, d) {
-		return nil // whoever else uploaded it: the client need not go on
-	}
-	key := UploadKey{Instance: res.instance, UUID: res.uuid}
-	if first.WriteOffset > 0 {
-		committed, complete, err := s.uploads.UploadOffset(ctx, key, d)
-		switch {
-		case err != nil && !blob.IsNotFound(err):
-			return fmt.Errorf("resume upload of %s: %w", d, err)
-		case complete:
-			return nil
-		case committed != first.WriteOffset:
-			return wrongOffset(first.WriteOffset, committed)
-		}
-	}
-	up, err := s.uploads.Upload(ctx, key, d, first.WriteOffset)
+	up, err := s.uploads.Upload(ctx, res.upload(), d, first.WriteOffset)
 	if err != nil {
 		return fmt.Errorf("upload %s: %w", d, err)
 	}
 	defer up.Close() // its errors are Finish's, or those of a stream that is given up
+	if up.Complete() {
+		return nil // whoever else uploaded it: the client need not go on
+	}
 	for m := first; ; {
 		if err := s.append(ctx, up, m.GetData()); err != nil {
 			return fmt.Errorf("upload %s: %w", d, err)
@@ -139,13 +133,6 @@ func (s byteStream) append(ctx context.Context, up Upload, p []byte) error {
 	}
 	s.metrics.bytesIn.Add(float64(len(p)))
 	return nil
-}
-
-// present reports whether the blob is known to be there; if that cannot be
-// told, an upload is the safe way on.
-func (s byteStream) present(ctx context.Context, d digest.Digest) bool {
-	missing, err := s.store.Missing(ctx, []digest.Digest{d})
-	return err == nil && len(missing) == 0
 }
 
 // wrongOffset is ABORTED, upon which clients ask for the status of their upload
@@ -212,16 +199,14 @@ func (s byteStream) queryWriteStatus(ctx context.Context, req *bspb.QueryWriteSt
 	if err != nil {
 		return nil, err
 	}
-	d := res.digest
-	if s.present(ctx, d) {
-		return &bspb.QueryWriteStatusResponse{CommittedSize: d.Size(), Complete: true}, nil
-	}
-	if d.Size() <= blob.SmallSize {
-		return &bspb.QueryWriteStatusResponse{}, nil
-	}
-	committed, complete, err := s.uploads.UploadOffset(ctx, UploadKey{Instance: res.instance, UUID: res.uuid}, d)
-	if err != nil && !blob.IsNotFound(err) {
-		return nil, fmt.Errorf("status of the upload of %s: %w", d, err)
+	committed, complete, err := s.uploads.UploadOffset(ctx, res.upload(), res.digest)
+	if err != nil {
+		return nil, fmt.Errorf("status of the upload of %s: %w", res.digest, err)
 	}
 	return &bspb.QueryWriteStatusResponse{CommittedSize: committed, Complete: complete}, nil
+}
+
+// upload names the upload to the store.
+func (r resource) upload() replica.UploadKey {
+	return replica.UploadKey{Instance: r.instance, UUID: r.uuid}
 }

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/remex-build/terraform-provider-remex/daemon/actioncache"
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 )
@@ -57,7 +58,7 @@ func (s execution) Execute(req *repb.ExecuteRequest, stream grpc.ServerStreaming
 	var wg sync.WaitGroup
 	if !req.SkipCacheLookup {
 		wg.Go(func() {
-			r, err := s.lookup(ctx, ActionKey{Instance: req.InstanceName, Action: action}, *h)
+			r, err := s.lookup(ctx, actioncache.Key{Instance: req.InstanceName, Action: action}, *h)
 			if err == nil {
 				hit = r
 			} else if !blob.IsNotFound(err) && ctx.Err() == nil {

@@ -400,8 +400,8 @@ func TestResponsesFitIntoMessages(t *testing.T) {
 	}
 	t.Run("too many outputs", func(t *testing.T) {
 		r := &repb.ActionResult{}
-		for i := range 50_000 {
-			r.OutputFiles = append(r.OutputFiles, &repb.OutputFile{Path: fmt.Sprintf("%060d", i), Digest: wire(file)})
+		for i := range 5_000 {
+			r.OutputFiles = append(r.OutputFiles, &repb.OutputFile{Path: fmt.Sprintf("%01000d", i), Digest: wire(file)})
 		}
 		w.executor.Script = finishing(frontend.Update{Response: marshal(t, &repb.ExecuteResponse{Result: r})})
 		ops, err := w.execute(t.Context(), &repb.ExecuteRequest{ActionDigest: w.action(t, nil)})

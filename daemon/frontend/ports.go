@@ -2,33 +2,34 @@ package frontend
 
 import (
 	"context"
-	"time"
 
+	"github.com/remex-build/terraform-provider-remex/daemon/actioncache"
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
+	"github.com/remex-build/terraform-provider-remex/daemon/blob/replica"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
+	"github.com/remex-build/terraform-provider-remex/daemon/scheduler"
 )
 
 // Store is the cluster's CAS.
 type Store = blob.Store
 
-// UploadKey names a resumable upload beside its digest.
-type UploadKey struct{ Principal, Instance, UUID string }
-
 // Uploads keeps partial uploads. It is safe for concurrent use.
 type Uploads interface {
 	// Upload opens the upload named by key and d at off. Offset 0 starts it
 	// anew; any other must be the committed size. The caller closes it.
-	Upload(ctx context.Context, key UploadKey, d digest.Digest, off int64) (Upload, error)
+	Upload(ctx context.Context, key replica.UploadKey, d digest.Digest, off int64) (Upload, error)
 	// UploadOffset tells how many bytes of the upload are kept (0 if it is
-	// unknown), and whether it is complete.
-	UploadOffset(ctx context.Context, key UploadKey, d digest.Digest) (committed int64, complete bool, err error)
+	// unknown), and whether the whole blob is stored.
+	UploadOffset(ctx context.Context, key replica.UploadKey, d digest.Digest) (committed int64, complete bool, err error)
 }
 
 // Upload is one open upload. It is not safe for concurrent use.
 type Upload interface {
+	// Complete reports that the blob is stored already, so that nothing need
+	// be written or finished.
+	Complete() bool
 	// Write appends p, which it does not keep.
 	Write(p []byte) error
-	Offset() int64
 	// Finish verifies the digest (blob.ErrMismatch) and stores the blob.
 	Finish() error
 	// Close lets go of the upload; what was written of an unfinished one is
@@ -36,50 +37,34 @@ type Upload interface {
 	Close() error
 }
 
-// ActionKey names an entry of the action cache.
-type ActionKey struct {
-	Instance string
-	Action   digest.Digest
+// UploadsOf are the uploads of the cluster's CAS.
+func UploadsOf(s *replica.Store) Uploads { return replicaUploads{s} }
+
+// replicaUploads returns the store's uploads as the interface that they satisfy.
+type replicaUploads struct{ *replica.Store }
+
+func (r replicaUploads) Upload(ctx context.Context, key replica.UploadKey, d digest.Digest, off int64) (Upload, error) {
+	u, err := r.Store.Upload(ctx, key, d, off)
+	if err != nil {
+		return nil, err // not a nil *replica.Upload, which is no nil Upload
+	}
+	return u, nil
 }
 
 // ActionCache keeps serialized ActionResults. It is safe for concurrent use.
 type ActionCache interface {
 	// Get returns blob.ErrNotFound on a miss. The bytes are not changed.
-	Get(ctx context.Context, k ActionKey) ([]byte, error)
-	Put(ctx context.Context, k ActionKey, result []byte) error
+	Get(ctx context.Context, k actioncache.Key) ([]byte, error)
+	Put(ctx context.Context, k actioncache.Key, result []byte) error
 }
 
-// Property is a platform property.
-type Property struct{ Name, Value string }
-
-// Request is an action to execute.
-type Request struct {
-	Instance, Scope                   string
-	Action                            digest.Digest
-	DoNotCache                        bool
-	Priority                          int32
-	Invocation, Principal             string
-	Metadata                          []byte
-	Platform                          []Property
-	Timeout                           time.Duration
-	FirstOutput                       string
-	ActionBlob, CommandBlob, RootBlob []byte
-}
-
-// Update tells how far an operation has come.
-type Update struct {
-	Name                string
-	Action              digest.Digest
-	Stage               Stage
-	Worker              string
-	QueuedAt, StartedAt time.Time
-	Done                bool
-	Response            []byte
-	Err                 error
-}
-
-// Stage is how far an operation has come, numbered as REAPI's ExecutionStage.
-type Stage uint8
+// What an Executor is told, and tells.
+type (
+	Property = scheduler.Property
+	Request  = scheduler.Request
+	Update   = scheduler.Update
+	Stage    = scheduler.Stage
+)
 
 // Executor runs actions. It is safe for concurrent use. Its errors carry their
 // codes; an unknown operation's is NotFound.

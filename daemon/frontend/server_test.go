@@ -20,10 +20,13 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/remex-build/terraform-provider-remex/daemon/actioncache"
+	"github.com/remex-build/terraform-provider-remex/daemon/blob/replica"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 	"github.com/remex-build/terraform-provider-remex/daemon/frontend"
 	"github.com/remex-build/terraform-provider-remex/daemon/frontend/fronttest"
 	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
+	"github.com/remex-build/terraform-provider-remex/daemon/scheduler"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -141,3 +144,11 @@ func wantMissing(t *testing.T, err error, subjects ...string) {
 		}
 	}
 }
+
+// What the daemon puts in the fakes' places.
+var (
+	_ frontend.Store       = (*replica.Store)(nil)
+	_ frontend.ActionCache = (*actioncache.Client)(nil)
+	_ frontend.Executor    = (*scheduler.Service)(nil)
+	_                      = frontend.UploadsOf
+)

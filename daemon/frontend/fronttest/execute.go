@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/remex-build/terraform-provider-remex/daemon/actioncache"
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/frontend"
 )
@@ -16,7 +17,7 @@ import (
 // ActionCache keeps results. The zero ActionCache is empty and ready.
 type ActionCache struct {
 	mu      sync.Mutex // guards everything below
-	entries map[frontend.ActionKey][]byte
+	entries map[actioncache.Key][]byte
 	err     error
 }
 
@@ -28,7 +29,7 @@ func (c *ActionCache) Fail(err error) {
 }
 
 // Get implements frontend.ActionCache.
-func (c *ActionCache) Get(_ context.Context, k frontend.ActionKey) ([]byte, error) {
+func (c *ActionCache) Get(_ context.Context, k actioncache.Key) ([]byte, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
@@ -41,14 +42,14 @@ func (c *ActionCache) Get(_ context.Context, k frontend.ActionKey) ([]byte, erro
 }
 
 // Put implements frontend.ActionCache.
-func (c *ActionCache) Put(_ context.Context, k frontend.ActionKey, r []byte) error {
+func (c *ActionCache) Put(_ context.Context, k actioncache.Key, r []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
 		return c.err
 	}
 	if c.entries == nil {
-		c.entries = map[frontend.ActionKey][]byte{}
+		c.entries = map[actioncache.Key][]byte{}
 	}
 	c.entries[k] = r
 	return nil

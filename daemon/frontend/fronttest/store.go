@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
+	"github.com/remex-build/terraform-provider-remex/daemon/blob/replica"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 	"github.com/remex-build/terraform-provider-remex/daemon/frontend"
 )
@@ -25,7 +26,7 @@ type Store struct {
 }
 
 type partialKey struct {
-	frontend.UploadKey
+	replica.UploadKey
 	d digest.Digest
 }
 
@@ -64,7 +65,7 @@ func (s *Store) Has(d digest.Digest) bool {
 }
 
 // KeepPartial plants the beginning of an upload.
-func (s *Store) KeepPartial(k frontend.UploadKey, d digest.Digest, p []byte) {
+func (s *Store) KeepPartial(k replica.UploadKey, d digest.Digest, p []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.partial == nil {
@@ -192,11 +193,14 @@ func (s *Store) LargestMissing() int {
 }
 
 // Upload implements frontend.Uploads.
-func (s *Store) Upload(_ context.Context, k frontend.UploadKey, d digest.Digest, off int64) (frontend.Upload, error) {
+func (s *Store) Upload(_ context.Context, k replica.UploadKey, d digest.Digest, off int64) (frontend.Upload, error) {
 	if err := s.called("Upload"); err != nil {
 		return nil, err
 	}
 	u := &upload{store: s, key: partialKey{k, d}}
+	if u.finished = s.Has(d); u.finished {
+		return u, nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if off > 0 {
@@ -209,9 +213,12 @@ func (s *Store) Upload(_ context.Context, k frontend.UploadKey, d digest.Digest,
 }
 
 // UploadOffset implements frontend.Uploads.
-func (s *Store) UploadOffset(_ context.Context, k frontend.UploadKey, d digest.Digest) (int64, bool, error) {
+func (s *Store) UploadOffset(_ context.Context, k replica.UploadKey, d digest.Digest) (int64, bool, error) {
 	if err := s.called("UploadOffset"); err != nil {
 		return 0, false, err
+	}
+	if s.Has(d) {
+		return d.Size(), true, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -230,7 +237,7 @@ func (u *upload) Write(p []byte) error {
 	return nil
 }
 
-func (u *upload) Offset() int64 { return int64(len(u.data)) }
+func (u *upload) Complete() bool { return u.finished }
 
 func (u *upload) Finish() error {
 	u.finished = true
