@@ -129,7 +129,8 @@ type node struct {
 	m       cluster.Member
 	service *scheduler.Service
 	actions *actions
-	kill    func() // closes the port and everything else at once
+	crash   func() // closes the port and all connections at once
+	kill    func() // and waits for what goes on without them
 }
 
 type fixture struct {
@@ -165,9 +166,12 @@ func (f *fixture) join(n *node, server *grpc.Server, lis net.Listener, c *conns,
 	var running sync.WaitGroup
 	running.Go(func() { _ = server.Serve(lis) })
 	running.Go(func() { _ = run(ctx) })
-	n.kill = sync.OnceFunc(func() {
+	n.crash = sync.OnceFunc(func() {
 		server.Stop()
 		c.close()
+	})
+	n.kill = sync.OnceFunc(func() {
+		n.crash()
 		cancel()
 		running.Wait()
 	})
@@ -194,6 +198,14 @@ func (f *fixture) worker(name string, executors int) *node {
 		Self: n.m, Members: f.members, Peers: c, Executors: executors, Actions: n.actions, Log: slog.New(slog.DiscardHandler),
 	})
 	return f.join(n, server, lis, c, l.Run)
+}
+
+// crash ends a node without a farewell, and the membership notices.
+func (f *fixture) crash(n *node) {
+	n.crash()
+	f.members.set(func(ms []cluster.Member) []cluster.Member {
+		return slices.DeleteFunc(ms, func(m cluster.Member) bool { return m.ID == n.m.ID })
+	})
 }
 
 func request(i int, what string) scheduler.Request {
@@ -250,12 +262,14 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 func TestService(t *testing.T) {
 	t.Run("an action runs, and its response comes back", func(t *testing.T) {
+		t.Parallel()
 		f := newFixture(t)
 		s := f.scheduler("s1")
 		f.worker("w1", 1)
 		execute(within(t), s, request(1, "x"), nil).check(t, "ran x1")
 	})
 	t.Run("either scheduler runs any action", func(t *testing.T) {
+		t.Parallel()
 		f := newFixture(t)
 		s := []*node{f.scheduler("s1"), f.scheduler("s2")}
 		f.worker("w1", 2)
@@ -270,6 +284,7 @@ func TestService(t *testing.T) {
 		wg.Wait()
 	})
 	t.Run("a cancelled operation is killed and says so", func(t *testing.T) {
+		t.Parallel()
 		f := newFixture(t)
 		s, w := f.scheduler("s1"), f.worker("w1", 1)
 		ctx := within(t)
@@ -291,5 +306,98 @@ func TestService(t *testing.T) {
 			t.Errorf("got %+v", o.last)
 		}
 		eventually(t, "the action is killed", func() bool { n, _ := w.actions.count(); return n == 0 })
+	})
+	t.Run("a killed worker's actions run elsewhere", func(t *testing.T) {
+		t.Parallel()
+		f := newFixture(t)
+		s := []*node{f.scheduler("s1"), f.scheduler("s2")}
+		w := []*node{f.worker("w1", 2), f.worker("w2", 2)}
+		ctx := within(t)
+		var wg sync.WaitGroup
+		for i := range 4 {
+			wg.Go(func() { execute(ctx, s[i%2], request(i, "wait"), nil).check(t, fmt.Sprint("ran wait", i)) })
+		}
+		eventually(t, "all run", func() bool {
+			a, _ := w[0].actions.count()
+			b, _ := w[1].actions.count()
+			return a+b == 4
+		})
+		f.crash(w[0])
+		eventually(t, "all ran or run on the other", func() bool { n, _ := w[1].actions.count(); return n == 2 })
+		close(f.gate)
+		wg.Wait()
+		if _, total := w[1].actions.count(); total != 4 {
+			t.Errorf("the other ran %d", total)
+		}
+	})
+	t.Run("a killed scheduler's actions go on, and their callers find the results", func(t *testing.T) {
+		t.Parallel()
+		f := newFixture(t)
+		s := []*node{f.scheduler("s1"), f.scheduler("s2")}
+		w := f.worker("w1", 8)
+		ctx := within(t)
+		execute(ctx, s[0], request(99, "x"), nil).check(t, "ran x99")
+		execute(ctx, s[1], request(98, "x"), nil).check(t, "ran x98")
+		// Half of the callers are at the one that is killed: they come back to
+		// the other with the name that they know. The others notice nothing.
+		var wg sync.WaitGroup
+		lost, lose := context.WithCancel(ctx)
+		for i := range 8 {
+			updates := make(chan scheduler.Update, 100)
+			wg.Go(func() {
+				stream := ctx
+				if i%2 == 0 {
+					stream = lost
+				}
+				o := execute(stream, s[i%2], request(i, "wait"), updates)
+				close(updates)
+				if i%2 == 0 {
+					var name string
+					for u := range updates {
+						name = u.Name
+					}
+					o = outcome{}
+					o.err = s[1].service.Wait(ctx, name, func(u scheduler.Update) error { o.last = u; return nil })
+				}
+				o.check(t, fmt.Sprint("ran wait", i))
+			})
+		}
+		eventually(t, "all run", func() bool { n, _ := w.actions.count(); return n == 8 })
+		f.crash(s[0])
+		lose()
+		eventually(t, "the heir owns them all", func() bool { return s[1].service.Status().Executing == 8 })
+		close(f.gate)
+		wg.Wait()
+		if _, total := w.actions.count(); total != 10 {
+			t.Errorf("%d attempts, want each action to run once", total)
+		}
+	})
+	t.Run("a finished operation answers by name, for whoever asks", func(t *testing.T) {
+		t.Parallel()
+		f := newFixture(t)
+		s := []*node{f.scheduler("s1"), f.scheduler("s2")}
+		f.worker("w1", 1)
+		ctx := within(t)
+		o := execute(ctx, s[0], request(1, "x"), nil)
+		for i, n := range s {
+			u, err := n.service.Operation(ctx, o.last.Name)
+			if err != nil || string(u.Response) != "ran x1" {
+				t.Errorf("scheduler %d: got %+v, %v", i, u, err)
+			}
+		}
+		unknown := o.last.Name[:len(o.last.Name)-20] + "ab" + o.last.Name[len(o.last.Name)-18:]
+		if _, err := s[0].service.Operation(ctx, unknown); !errors.Is(err, scheduler.ErrNotFound) {
+			t.Errorf("unknown name: got %v", err)
+		}
+	})
+	t.Run("trouble of one worker is another's work", func(t *testing.T) {
+		t.Parallel()
+		f := newFixture(t)
+		s := f.scheduler("s1")
+		f.worker("w1", 1)
+		o := execute(within(t), s, request(1, "trouble"), nil)
+		if !o.last.Done || o.last.Err == nil || o.last.Err.Error() != "disk on fire" {
+			t.Errorf("got %+v, %v", o.last, o.err)
+		}
 	})
 }

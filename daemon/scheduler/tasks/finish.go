@@ -149,6 +149,7 @@ func (c *Core) Tick(now time.Time) {
 	for len(c.finished) > 0 && !now.Before(c.finished[0].expires) {
 		c.forget(c.finished[0])
 	}
+	c.useLent(now)
 	c.refreshBids(now)
 	if now.Before(c.nextSweep) {
 		return

@@ -171,6 +171,23 @@ func (c *Core) lend(now time.Time, w *worker, m wire.Lend) {
 	}
 }
 
+// useLent places what waits although slots are lent: tasks that avoided a worker
+// for a while, on workers that had been silent for one.
+func (c *Core) useLent(now time.Time) {
+	if c.q.Len() == 0 {
+		return
+	}
+	for _, w := range sortedWorkers(c.lenders) {
+		for len(w.lent) > 0 && w.usable(now) {
+			t := c.best(now, w)
+			if t == nil {
+				break
+			}
+			c.grantLent(now, t, w)
+		}
+	}
+}
+
 // claim answers the worker that took our bid.
 func (c *Core) claim(now time.Time, w *worker, m wire.Claim) {
 	t := c.best(now, w)
