@@ -22,9 +22,9 @@ import (
 	pb "github.com/remex-build/terraform-provider-remex/daemon/proto"
 )
 
-// net is a cluster in one process: its membership, and the calls between its
+// network is a cluster in one process: its membership, and the calls between its
 // nodes. Calls take a millisecond.
-type net struct {
+type network struct {
 	t         *testing.T
 	dir       string
 	placement *placement.Placement // all nodes share one: it is slow under the race detector
@@ -37,6 +37,8 @@ type net struct {
 	changed chan struct{}
 	view    *cluster.View
 	mute    map[string]bool // addresses that never answer
+	side    map[string]int  // of a split; each sees its own only
+	views   map[int]*cluster.View
 	calls   map[pb.Method]int
 }
 
@@ -46,10 +48,11 @@ type node struct {
 	stop func()
 }
 
-func newNet(t *testing.T) *net {
-	n := &net{
+func newNetwork(t *testing.T) *network {
+	n := &network{
 		t: t, dir: t.TempDir(), nodes: make(map[string]*node), changed: make(chan struct{}),
 		view: new(cluster.View), mute: make(map[string]bool), calls: make(map[pb.Method]int),
+		side: make(map[string]int), views: map[int]*cluster.View{0: new(cluster.View), 1: new(cluster.View)},
 	}
 	n.placement = placement.New(n, 2, time.Minute, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(context.Background())
@@ -65,39 +68,84 @@ func newNet(t *testing.T) *net {
 	return n
 }
 
-func (n *net) View() *cluster.View {
+// View is everyone, for placement: no split here lasts for a minute.
+func (n *network) View() *cluster.View {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.view
 }
 
-func (n *net) Changed() <-chan struct{} {
+// port is what one node sees of the net.
+type port struct {
+	*network
+	name string
+}
+
+func (p port) View() *cluster.View {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.views[p.side[p.name]]
+}
+
+func (p port) Reachable(addr string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.nodes[addr] != nil && p.side[addr] == p.side[p.name]
+}
+
+func (p port) Call(ctx context.Context, addr string, m pb.Method, req, resp proto.Message) error {
+	if !p.Reachable(addr) {
+		return status.Error(codes.Unavailable, "refused")
+	}
+	return p.call(ctx, addr, m, req, resp)
+}
+
+// split puts nodes on a side of their own.
+func (n *network) split(side int, names ...string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, name := range names {
+		n.side[name] = side
+	}
+	n.announceLocked()
+}
+
+func (n *network) Changed() <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.changed
 }
 
 // announce makes the view that of the nodes that are there.
-func (n *net) announceLocked() {
+func (n *network) announceLocked() {
 	n.view = new(cluster.View)
 	for _, o := range n.nodes {
 		n.view.Members = append(n.view.Members, o.self)
 	}
 	slices.SortFunc(n.view.Members, func(a, b cluster.Member) int { return strings.Compare(a.ID, b.ID) })
+	for side := range 2 {
+		v := new(cluster.View)
+		for _, m := range n.view.Members {
+			if n.side[m.Addr] == side {
+				v.Members = append(v.Members, m)
+			}
+		}
+		n.views[side] = v
+	}
 	close(n.changed)
 	n.changed = make(chan struct{})
 }
 
 // start starts a node: "s..." is a scheduler, "w..." a worker, whose journal
 // outlives it.
-func (n *net) start(names ...string) {
+func (n *network) start(names ...string) {
 	for _, name := range names {
 		n.mu.Lock()
 		n.boots++
 		self := cluster.Member{ID: fmt.Sprintf("%s-%d", name, n.boots), Name: name, Boot: n.boots, Addr: name, State: cluster.Ready}
 		n.mu.Unlock()
 		log := slog.New(slog.DiscardHandler)
-		o := Options{Self: self, Members: n, Placement: n.placement, Peers: n, Log: log}
+		o := Options{Self: self, Members: port{n, name}, Placement: n.placement, Peers: port{n, name}, Log: log}
 		if name[0] == 's' {
 			o.Self.Role, o.Memory = cluster.Scheduler, NewMemory(8<<20)
 		} else {
@@ -134,7 +182,7 @@ func (n *net) start(names ...string) {
 }
 
 // kill ends nodes at once; seen says whether the others know.
-func (n *net) kill(seen bool, names ...string) {
+func (n *network) kill(seen bool, names ...string) {
 	for _, name := range names {
 		n.mu.Lock()
 		x := n.nodes[name]
@@ -147,25 +195,19 @@ func (n *net) kill(seen bool, names ...string) {
 	}
 }
 
-func (n *net) Reachable(addr string) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.nodes[addr] != nil
-}
-
-func (n *net) Call(ctx context.Context, addr string, m pb.Method, req, resp proto.Message) error {
+func (n *network) call(ctx context.Context, addr string, m pb.Method, req, resp proto.Message) error {
 	n.mu.Lock()
 	x, mute := n.nodes[addr], n.mute[addr]
 	n.calls[m]++
 	n.mu.Unlock()
-	if x == nil {
-		return status.Error(codes.Unavailable, "refused")
-	}
 	if mute {
 		<-ctx.Done()
 		return status.FromContextError(ctx.Err()).Err()
 	}
 	time.Sleep(time.Millisecond)
+	if x == nil {
+		return status.Error(codes.Unavailable, "refused")
+	}
 	answer, err := x.serve(ctx, m, proto.Clone(req))
 	if err != nil {
 		return err
@@ -194,13 +236,13 @@ func (x *node) serve(ctx context.Context, m pb.Method, req proto.Message) (proto
 	return nil, status.Error(codes.Unimplemented, m.String())
 }
 
-func (n *net) reset() {
+func (n *network) reset() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	clear(n.calls)
 }
 
-func (n *net) called(ms ...pb.Method) (sum int) {
+func (n *network) called(ms ...pb.Method) (sum int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, m := range ms {
@@ -209,7 +251,7 @@ func (n *net) called(ms ...pb.Method) (sum int) {
 	return sum
 }
 
-func (n *net) put(by string, k Key, result string) {
+func (n *network) put(by string, k Key, result string) {
 	n.t.Helper()
 	if err := n.nodes[by].Put(n.t.Context(), k, []byte(result)); err != nil {
 		n.t.Fatalf("%s puts: %v", by, err)
@@ -217,7 +259,7 @@ func (n *net) put(by string, k Key, result string) {
 }
 
 // wants holds what a node reads; "" is a miss.
-func (n *net) wants(by string, k Key, want string) {
+func (n *network) wants(by string, k Key, want string) {
 	n.t.Helper()
 	got, err := n.nodes[by].Get(n.t.Context(), k)
 	if want == "" && !blob.IsNotFound(err) || want != "" && err != nil || string(got) != want {
@@ -225,7 +267,7 @@ func (n *net) wants(by string, k Key, want string) {
 	}
 }
 
-func (n *net) wantSettled(by string, want bool) {
+func (n *network) wantSettled(by string, want bool) {
 	n.t.Helper()
 	x := n.nodes[by]
 	if got := x.sure(x.ring()); got != want {
@@ -236,9 +278,9 @@ func (n *net) wantSettled(by string, want bool) {
 var all = []string{"s1", "s2", "s3", "w1", "w2", "w3"}
 
 // inCluster runs f in a settled cluster of three schedulers and three workers.
-func inCluster(t *testing.T, f func(t *testing.T, n *net)) {
+func inCluster(t *testing.T, f func(t *testing.T, n *network)) {
 	synctest.Test(t, func(t *testing.T) {
-		n := newNet(t)
+		n := newNetwork(t)
 		defer n.end()
 		n.start(all...)
 		time.Sleep(5 * time.Second)
@@ -251,7 +293,7 @@ func inCluster(t *testing.T, f func(t *testing.T, n *net)) {
 }
 
 func TestEverySchedulerReadsWhatAWorkerWrote(t *testing.T) {
-	inCluster(t, func(t *testing.T, n *net) {
+	inCluster(t, func(t *testing.T, n *network) {
 		n.put("w1", key("", 1), "one")
 		for _, s := range all[:3] {
 			n.wants(s, key("", 1), "one")
@@ -274,7 +316,7 @@ func TestEverySchedulerReadsWhatAWorkerWrote(t *testing.T) {
 }
 
 func TestAMissAtASettledOwnerAsksNobody(t *testing.T) {
-	inCluster(t, func(t *testing.T, n *net) {
+	inCluster(t, func(t *testing.T, n *network) {
 		n.wants("s1", key("", 1), "")
 		if c := n.called(pb.Method_METHOD_AC_GET); c != 0 {
 			t.Fatalf("%d questions", c)
@@ -287,7 +329,7 @@ func TestAMissAtASettledOwnerAsksNobody(t *testing.T) {
 }
 
 func TestInstancesAreTenants(t *testing.T) {
-	inCluster(t, func(t *testing.T, n *net) {
+	inCluster(t, func(t *testing.T, n *network) {
 		n.put("w1", key("a", 1), "of a")
 		n.wants("s1", key("a.b.c", 1), "of a")
 		n.wants("s1", key("ab", 1), "")
@@ -299,7 +341,7 @@ func TestInstancesAreTenants(t *testing.T) {
 }
 
 func TestASchedulerIsKilled(t *testing.T) {
-	inCluster(t, func(t *testing.T, n *net) {
+	inCluster(t, func(t *testing.T, n *network) {
 		n.put("w1", key("", 1), "one")
 		n.kill(false, "s2") // the others don't know yet
 		start := time.Now()
@@ -322,7 +364,7 @@ func TestASchedulerIsKilled(t *testing.T) {
 }
 
 func TestASchedulerThatHangsDelaysAPutBy200Milliseconds(t *testing.T) {
-	inCluster(t, func(t *testing.T, n *net) {
+	inCluster(t, func(t *testing.T, n *network) {
 		n.mu.Lock()
 		n.mute["s2"] = true
 		n.mu.Unlock()
@@ -341,8 +383,34 @@ func TestASchedulerThatHangsDelaysAPutBy200Milliseconds(t *testing.T) {
 	})
 }
 
+func TestAllAgreeAfterASplit(t *testing.T) {
+	inCluster(t, func(t *testing.T, n *network) {
+		n.put("w1", key("", 0), "before")
+		n.split(1, "s3", "w3")
+		n.put("w1", key("", 1), "here")
+		n.put("w3", key("", 2), "there")
+		n.put("w3", key("", 0), "there first")
+		time.Sleep(time.Second)
+		n.put("s1", key("", 0), "here later")
+		time.Sleep(10 * time.Second)
+		n.wants("s1", key("", 2), "")
+		n.wants("s3", key("", 1), "")
+		n.wants("s3", key("", 0), "there first")
+
+		n.split(0, "s3", "w3")
+		n.wants("s1", key("", 2), "there") // it isn't sure any more, and asks
+		time.Sleep(5 * time.Second)
+		for _, s := range all[:3] {
+			n.wantSettled(s, true)
+			n.wants(s, key("", 0), "here later")
+			n.wants(s, key("", 1), "here")
+			n.wants(s, key("", 2), "there")
+		}
+	})
+}
+
 func TestWithoutASchedulerAPutFails(t *testing.T) {
-	inCluster(t, func(t *testing.T, n *net) {
+	inCluster(t, func(t *testing.T, n *network) {
 		n.kill(true, "s1", "s2", "s3")
 		if err := n.nodes["w1"].Put(t.Context(), key("", 1), []byte("x")); !errors.Is(err, ErrNoOwner) {
 			t.Fatalf("put: %v", err)
@@ -352,7 +420,7 @@ func TestWithoutASchedulerAPutFails(t *testing.T) {
 }
 
 func TestTheWholeClusterRestartsWarm(t *testing.T) {
-	inCluster(t, func(t *testing.T, n *net) {
+	inCluster(t, func(t *testing.T, n *network) {
 		for i := range 100 {
 			n.put(all[i%6], key("", i), fmt.Sprint("result ", i))
 		}
@@ -382,7 +450,7 @@ func TestTheWholeClusterRestartsWarm(t *testing.T) {
 }
 
 func TestARestartWithoutOneDiskFindsEverythingOnTheOthers(t *testing.T) {
-	inCluster(t, func(t *testing.T, n *net) {
+	inCluster(t, func(t *testing.T, n *network) {
 		for i := range 50 {
 			n.put("w1", key("", i), fmt.Sprint(i))
 		}
@@ -397,7 +465,7 @@ func TestARestartWithoutOneDiskFindsEverythingOnTheOthers(t *testing.T) {
 }
 
 func TestOwnershipMovesWithTheSchedulers(t *testing.T) {
-	inCluster(t, func(t *testing.T, n *net) {
+	inCluster(t, func(t *testing.T, n *network) {
 		n.start("s4", "s5", "s6")
 		time.Sleep(5 * time.Second)
 		for i := range 60 {
@@ -432,7 +500,7 @@ func TestOwnershipMovesWithTheSchedulers(t *testing.T) {
 }
 
 func TestAnEvictedEntryIsFoundOnTheDisks(t *testing.T) {
-	inCluster(t, func(t *testing.T, n *net) {
+	inCluster(t, func(t *testing.T, n *network) {
 		n.put("w1", key("", 1), "old")
 		time.Sleep(time.Second)
 		for i := range 20 { // 8 MiB of memory
@@ -449,7 +517,7 @@ func TestAnEvictedEntryIsFoundOnTheDisks(t *testing.T) {
 }
 
 func TestADiskThatIsAwayGetsItsEntriesLater(t *testing.T) {
-	inCluster(t, func(t *testing.T, n *net) {
+	inCluster(t, func(t *testing.T, n *network) {
 		n.kill(true, "w2")
 		for i := range 30 {
 			n.put("w1", key("", i), fmt.Sprint(i))
@@ -481,7 +549,7 @@ func TestADiskThatIsAwayGetsItsEntriesLater(t *testing.T) {
 }
 
 func TestAStampFarAheadIsRefused(t *testing.T) {
-	inCluster(t, func(t *testing.T, n *net) {
+	inCluster(t, func(t *testing.T, n *network) {
 		e := Entry{Key: key("", 1), Stamp: time.Now().Add(2 * time.Minute).UnixNano(), Writer: "broken", Result: []byte("x")}
 		good := Entry{Key: key("", 2), Stamp: time.Now().UnixNano(), Writer: "w", Result: []byte("y")}
 		req := &pb.AcPutRequest{Entries: []*pb.AcEntry{toProto(&e), toProto(&good)}}
@@ -494,7 +562,7 @@ func TestAStampFarAheadIsRefused(t *testing.T) {
 }
 
 func TestBadInputIsRefused(t *testing.T) {
-	inCluster(t, func(t *testing.T, n *net) {
+	inCluster(t, func(t *testing.T, n *network) {
 		x := n.nodes["s1"]
 		if err := x.Put(t.Context(), Key{}, nil); !errors.Is(err, ErrMalformed) {
 			t.Errorf("no key: %v", err)
@@ -517,7 +585,7 @@ func TestBadInputIsRefused(t *testing.T) {
 }
 
 func TestJournalsAreFedInBatches(t *testing.T) {
-	inCluster(t, func(t *testing.T, n *net) {
+	inCluster(t, func(t *testing.T, n *network) {
 		var putting sync.WaitGroup
 		for i := range 300 {
 			putting.Go(func() { n.put("s1", key("", i), "x") })

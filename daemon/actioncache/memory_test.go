@@ -144,7 +144,7 @@ func TestMemoryOverhead(t *testing.T) {
 	if testing.Short() {
 		t.Skip("measures the heap")
 	}
-	const entries, size = 100_000, 1024 // a size that the allocator doesn't round
+	const entries, size = 40_000, 1024 // a size that the allocator doesn't round
 	heap := func() uint64 {
 		runtime.GC()
 		var s runtime.MemStats
