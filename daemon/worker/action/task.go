@@ -2,7 +2,7 @@ package action
 
 import "github.com/remex-build/terraform-provider-remex/daemon/worker"
 
-// Task is one attempt to run an action.
+// Task is what a worker is given to run.
 type Task = worker.Task
 
 var _ worker.Actions = (*Actions)(nil)
