@@ -158,7 +158,7 @@ func (c *Core) claimStray(now time.Time, s stray) bool {
 	if c.alive(owner) {
 		return true
 	}
-	if p := c.peers[owner]; p == nil || !p.dead {
+	if _, dead := c.fences[owner]; !dead {
 		// Never seen, or not since we began: it may be on its way.
 		if now.Sub(s.since) < silentAfter || c.schedulers[owner] && now.Sub(s.since) < workerLease || c.heardOf(now, owner) {
 			return false
