@@ -75,8 +75,11 @@ func (j *Journal) write(records []byte) (*segment, error) {
 // holds wmu.
 func (j *Journal) roll(n int64) (*segment, error) {
 	j.mu.Lock()
-	s, id := j.active, j.nextID
+	s, id, closed := j.active, j.nextID, j.closed
 	j.mu.Unlock()
+	if closed {
+		return nil, fmt.Errorf("append to action journal: %w: it is closed", blob.ErrUnavailable)
+	}
 	if s != nil && s.size+n <= j.segmentSize {
 		return s, nil
 	}

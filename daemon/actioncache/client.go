@@ -160,8 +160,9 @@ func (c *Client) find(ctx context.Context, k Key) (e Entry, found bool, by strin
 	others := c.others(r, owners)
 	self := c.o.Memory != nil && r.isSelf(owners)
 	if self {
+		sure := c.sure(r) // before: what arrives meanwhile is found
 		e, found, known := c.o.Memory.Lookup(k)
-		if found || known && c.sure(r) {
+		if found || known && sure {
 			return e, found, "memory"
 		}
 	} else {

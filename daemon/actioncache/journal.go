@@ -49,6 +49,7 @@ type Journal struct {
 	wmu sync.Mutex
 
 	mu       sync.Mutex // guards everything below; never held across I/O
+	closed   bool
 	segments map[uint32]*segment
 	active   *segment // appended to; nil until the first append
 	nextID   uint32
@@ -143,7 +144,7 @@ func (j *Journal) Run(ctx context.Context) error {
 	}
 }
 
-// Close closes the files. Nothing may be called afterwards.
+// Close closes the files. What is called afterwards finds and keeps nothing.
 func (j *Journal) Close() error {
 	j.wmu.Lock()
 	defer j.wmu.Unlock()
@@ -155,7 +156,7 @@ func (j *Journal) Close() error {
 	}
 	clear(j.segments)
 	clear(j.index)
-	j.active = nil
+	j.active, j.closed = nil, true
 	return errors.Join(errs...)
 }
 

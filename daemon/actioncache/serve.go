@@ -35,9 +35,10 @@ func (c *Client) serveGet(_ context.Context, _ string, req *pb.AcGetRequest) (*p
 		return nil, err
 	}
 	r := c.ring()
-	e, found, known := c.o.Memory.Lookup(k)
 	// Whoever asks may have another view: only an owner is sure.
-	resp := &pb.AcGetResponse{Settled: known && c.sure(r) && r.isSelf(r.owners(k, c.o.Replicas))}
+	sure := c.sure(r) && r.isSelf(r.owners(k, c.o.Replicas))
+	e, found, known := c.o.Memory.Lookup(k)
+	resp := &pb.AcGetResponse{Settled: sure && known}
 	if found {
 		resp.Entry = toProto(&e)
 	}

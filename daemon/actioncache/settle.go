@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/remex-build/terraform-provider-remex/daemon/cluster"
 	pb "github.com/remex-build/terraform-provider-remex/daemon/proto"
 )
 
@@ -21,6 +22,10 @@ const (
 	// that they had to write here too.
 	secondPass = 3 * time.Second
 	passes     = 2
+	// lookEvery is how often a settled node looks at its clock, and stopped the
+	// gap that says that it was not running.
+	lookEvery = 2 * time.Second
+	stopped   = 7 * time.Second
 )
 
 var (
@@ -53,6 +58,7 @@ type source struct {
 type settler struct {
 	c       *Client
 	ring    *ring
+	looked  time.Time // last
 	sources map[string]*source
 	busy    int
 	results chan result
@@ -95,14 +101,16 @@ func (c *Client) settle(ctx context.Context) {
 // returns when to look again at the latest.
 func (s *settler) step(ctx context.Context) time.Duration {
 	r, table := s.c.ring(), s.c.o.Placement.Table()
-	if s.grown(r) {
+	now := time.Now()
+	// Who was stopped for seconds may have missed entries that the others gave
+	// up sending, without anybody having noticed.
+	if s.grown(r) || !s.looked.IsZero() && now.Sub(s.looked) > stopped {
 		clear(s.sources)
 	}
-	s.ring = r
-	now := time.Now()
-	present := make(map[string]string) // addresses
-	for i, m := range r.members {
-		if i != r.self {
+	s.ring, s.looked = r, now
+	present := make(map[string]string)                 // addresses
+	for _, m := range r.view.Role(cluster.Scheduler) { // draining ones too
+		if m.ID != s.c.o.Self.ID {
 			present["scheduler "+m.ID] = m.Addr
 		}
 	}
@@ -114,7 +122,7 @@ func (s *settler) step(ctx context.Context) time.Duration {
 			delete(s.sources, id)
 		}
 	}
-	settled, wake := true, time.Minute
+	settled, wake := true, lookEvery
 	for id, addr := range present {
 		src := s.sources[id]
 		if src == nil {
