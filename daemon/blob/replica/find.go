@@ -112,7 +112,7 @@ func (s *Store) Missing(ctx context.Context, ds []digest.Digest) ([]digest.Diges
 // notice has a blob mended of which an owner said that it lacks it.
 func (s *Store) notice(a *answers, i int, d digest.Digest) {
 	if a.absent[i] > 0 {
-		s.repairs.add(d, s.metrics)
+		s.Mend(d)
 	}
 }
 

@@ -179,13 +179,13 @@ func (s *Store) settle(b *placing, attempt int) (again bool, err error) {
 	case b.acks >= s.r:
 		return false, nil
 	case b.acks >= s.w:
-		s.repairs.add(b.d, s.metrics)
+		s.Mend(b.d)
 		return false, nil
 	case b.elsewhere > 0 && attempt < viewsMeet:
 		return true, nil
 	case b.acks > 0:
 		s.metrics.short.Inc()
-		s.repairs.add(b.d, s.metrics)
+		s.Mend(b.d)
 		return false, nil
 	case b.full > 0 && b.full == len(b.skipped):
 		return false, fmt.Errorf("store %s: %w", b.d, b.err)

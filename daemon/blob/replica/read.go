@@ -192,7 +192,7 @@ func (s *Store) readOrder(v *view, d digest.Digest) []int32 {
 func (s *Store) trouble(d digest.Digest, addr string, err error) {
 	if errors.Is(err, errCorrupt) || errors.Is(err, disk.ErrCorrupt) {
 		s.metrics.corrupt.Inc()
-		s.repairs.add(d, s.metrics)
+		s.Mend(d)
 	}
 	if !blob.IsNotFound(err) {
 		s.log.Debug("blob not read", "digest", d, "peer", addr, "err", err)

@@ -72,7 +72,8 @@ type Options struct {
 	R         int    // copies of a blob; 0 means 2
 	W         int    // copies that an acknowledgement waits for; 0 means R
 	// Budget bounds the bytes that this node's streams, and its batches of
-	// small blobs, hold at a time; 0 means 128 MiB.
+	// small blobs, hold at a time; 0 means 128 MiB. With Local, three quarters
+	// of it are for what Server does.
 	Budget     int64
 	Log        *slog.Logger
 	Registerer prometheus.Registerer
@@ -113,6 +114,7 @@ type Store struct {
 	r, w      int
 	log       *slog.Logger
 	metrics   *metrics
+	share     int64 // the size of each of the node's budgets
 	budget    *rpc.Budget
 
 	views   atomic.Pointer[view]
@@ -140,10 +142,14 @@ func New(o Options) *Store {
 	if o.Budget <= 0 {
 		o.Budget = defaultBudget
 	}
+	share := o.Budget
+	if o.Local != nil {
+		share /= 4
+	}
 	s := &Store{
 		peers: o.Peers, placement: o.Placement, local: o.Local, selfAddr: o.SelfAddr,
 		r: o.R, w: o.W, log: o.Log.With("part", "replica"),
-		metrics: newMetrics(o.Registerer), budget: rpc.NewBudget(o.Budget),
+		metrics: newMetrics(o.Registerer), share: share, budget: rpc.NewBudget(share),
 	}
 	s.base, s.stop = context.WithCancel(context.Background())
 	s.flights.m = make(map[digest.Digest]*flight)
@@ -162,6 +168,10 @@ func (s *Store) Run(ctx context.Context) error {
 	s.wg.Wait()
 	return nil
 }
+
+// Mend has the owners of d that lack it get it again, in the background. It
+// never blocks: it is what a disk calls that has dropped a corrupt copy.
+func (s *Store) Mend(d digest.Digest) { s.repairs.add(d, s.metrics) }
 
 // spawn runs f beside its caller; Run waits for it. After Run's end f runs at
 // once, and finds s.base cancelled.

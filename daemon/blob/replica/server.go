@@ -32,9 +32,9 @@ type Server struct {
 func NewServer(store *Store, log *slog.Logger, reg prometheus.Registerer) *Server {
 	return &Server{
 		store: store, local: store.local, log: log.With("part", "replica"),
-		reads:   rpc.NewBudget(defaultBudget),
-		writes:  rpc.NewBudget(defaultBudget),
-		pulls:   rpc.NewBudget(defaultBudget),
+		reads:   rpc.NewBudget(store.share),
+		writes:  rpc.NewBudget(store.share),
+		pulls:   rpc.NewBudget(store.share),
 		uploads: newUploads(store.local, reg),
 	}
 }

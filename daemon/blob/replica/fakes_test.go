@@ -1,0 +1,145 @@
+package replica
+
+import (
+	"context"
+	"io"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/remex-build/terraform-provider-remex/daemon/blob"
+	"github.com/remex-build/terraform-provider-remex/daemon/blob/disk"
+	"github.com/remex-build/terraform-provider-remex/daemon/cluster/placement"
+	"github.com/remex-build/terraform-provider-remex/daemon/digest"
+	pb "github.com/remex-build/terraform-provider-remex/daemon/proto"
+	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
+)
+
+// layout is the placement that a test decides.
+type layout struct {
+	mu      sync.Mutex
+	tab     *placement.Table
+	changed chan struct{}
+}
+
+func newLayout(r int, disks ...placement.Disk) *layout {
+	return &layout{tab: placement.NewTable(disks, r), changed: make(chan struct{})}
+}
+
+func (l *layout) Table() *placement.Table {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.tab
+}
+
+func (l *layout) Changed() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.changed
+}
+
+func (l *layout) set(r int, disks ...placement.Disk) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tab = placement.NewTable(disks, r)
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// wire is a node's way to the others, which a test can cut and watch.
+type wire struct {
+	*rpc.Peers
+	mu    sync.Mutex
+	cut   map[string]bool
+	calls map[pb.Method]int
+}
+
+func newWire(t testing.TB, self string) *wire {
+	p := rpc.NewPeers(rpc.PeersOptions{Self: self, Log: quiet()})
+	t.Cleanup(func() { p.Close() })
+	return &wire{Peers: p, cut: map[string]bool{}, calls: map[pb.Method]int{}}
+}
+
+func (w *wire) isCut(addr string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.cut[addr]
+}
+
+func (w *wire) setCut(addr string, cut bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cut[addr] = cut
+}
+
+func (w *wire) Call(ctx context.Context, addr string, m pb.Method, req, resp proto.Message) error {
+	if w.isCut(addr) {
+		return blob.ErrUnavailable
+	}
+	w.mu.Lock()
+	w.calls[m]++
+	w.mu.Unlock()
+	return w.Peers.Call(ctx, addr, m, req, resp)
+}
+
+func (w *wire) Conn(addr string) (*grpc.ClientConn, error) {
+	if w.isCut(addr) {
+		return nil, blob.ErrUnavailable
+	}
+	return w.Peers.Conn(addr)
+}
+
+func (w *wire) count(m pb.Method) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.calls[m]
+}
+
+// moody is a disk that misbehaves when told to.
+type moody struct {
+	*disk.Store
+	full    atomic.Bool
+	unknown atomic.Bool // it has not read its index
+}
+
+func (m *moody) Presence(ds []digest.Digest, touch bool) []disk.Presence {
+	if m.unknown.Load() {
+		return make([]disk.Presence, len(ds))
+	}
+	return m.Store.Presence(ds, touch)
+}
+
+func (m *moody) Put(ctx context.Context, d digest.Digest, kind disk.Kind, r io.Reader) error {
+	if m.full.Load() {
+		return blob.ErrFull
+	}
+	return m.Store.Put(ctx, d, kind, r)
+}
+
+func (m *moody) PutBatch(ctx context.Context, kind disk.Kind, bs []blob.Blob) []error {
+	if m.full.Load() {
+		errs := make([]error, len(bs))
+		for i := range errs {
+			errs[i] = blob.ErrFull
+		}
+		return errs
+	}
+	return m.Store.PutBatch(ctx, kind, bs)
+}
+
+func (m *moody) Create(d digest.Digest, kind disk.Kind) (*disk.Writer, error) {
+	if m.full.Load() {
+		return nil, blob.ErrFull
+	}
+	return m.Store.Create(d, kind)
+}
+
+func (m *moody) Adopt(ctx context.Context, d digest.Digest, path string, kind disk.Kind) error {
+	if m.full.Load() {
+		return blob.ErrFull
+	}
+	return m.Store.Adopt(ctx, d, path, kind)
+}
