@@ -242,11 +242,14 @@ func TestBadActionsAreRefused(t *testing.T) {
 
 func TestAnOutputThatLeadsOutIsNotRead(t *testing.T) {
 	r := newRig(t, nil)
-	c := script("rmdir l; ln -s /etc l")
+	c := script("rmdir l; ln -s /etc l; echo linked")
 	c.OutputPaths = []string{"l/passwd"}
 	resp := r.run(r.task(c, nil, nil))
 	if codes.Code(resp.GetStatus().GetCode()) != codes.FailedPrecondition || !strings.Contains(resp.GetStatus().GetMessage(), `"l/passwd"`) {
 		t.Errorf("status %v", resp.GetStatus())
+	}
+	if string(resp.GetResult().GetStdoutRaw()) != "linked\n" {
+		t.Errorf("result %v", resp.GetResult())
 	}
 }
 

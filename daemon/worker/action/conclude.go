@@ -28,7 +28,7 @@ func (r *run) conclude(ctx context.Context, remains *sandbox.Remains) ([]byte, e
 	res, err := r.results(ctx, remains, u)
 	if err != nil {
 		u.abandon()
-		return nil, err
+		return r.unusable(err, remains)
 	}
 	if err := u.finish(); err != nil {
 		return nil, err
@@ -51,6 +51,19 @@ func (r *run) conclude(ctx context.Context, remains *sandbox.Remains) ([]byte, e
 	// Inline as well as stored: it saves nearly every client a round trip.
 	res.StdoutRaw, res.StderrRaw = remains.Stdout.Data, remains.Stderr.Data
 	return proto.Marshal(response)
+}
+
+// unusable is the response to an action whose outputs cannot be returned: what
+// it said may tell why they are what they are.
+func (r *run) unusable(err error, remains *sandbox.Remains) ([]byte, error) {
+	st := statusOf(err)
+	if st == nil {
+		return nil, err
+	}
+	r.a.metrics.actions.WithLabelValues(endRefused).Inc()
+	return proto.Marshal(&repb.ExecuteResponse{Status: st, Result: &repb.ActionResult{
+		ExitCode: int32(r.exit.Code), StdoutRaw: remains.Stdout.Data, StderrRaw: remains.Stderr.Data,
+	}})
 }
 
 // cache puts a clean result into the action cache. That it cannot be cached
