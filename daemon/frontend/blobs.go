@@ -41,6 +41,29 @@ func (f *Frontend) readAll(ctx context.Context, ds []digest.Digest) []blob.Resul
 	return results
 }
 
+// readRecent is readAll for what has mostly just been uploaded.
+func (f *Frontend) readRecent(ctx context.Context, ds []digest.Digest) []blob.Result {
+	results := make([]blob.Result, len(ds))
+	var absent []digest.Digest
+	var at []int
+	for i, d := range ds {
+		if data, ok := f.recent.get(d); ok {
+			results[i].Data = data
+			continue
+		}
+		absent, at = append(absent, d), append(at, i)
+	}
+	if len(absent) == 0 {
+		return results
+	}
+	for j, r := range f.readAll(ctx, absent) {
+		if results[at[j]] = r; r.Err == nil {
+			f.recent.add(blob.Blob{Digest: absent[j], Data: r.Data})
+		}
+	}
+	return results
+}
+
 func (f *Frontend) readLarge(ctx context.Context, d digest.Digest) ([]byte, error) {
 	r, err := f.store.Get(ctx, d, 0)
 	if err != nil {

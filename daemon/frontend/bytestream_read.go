@@ -61,20 +61,19 @@ func (s byteStream) readSmall(ctx context.Context, d digest.Digest, off, n int64
 }
 
 func (s byteStream) readStream(ctx context.Context, d digest.Digest, off, n int64, ss grpc.ServerStream) error {
-	r, err := s.store.Get(ctx, d, off)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", d, err)
-	}
-	defer r.Close()
-	if n == 0 {
-		return nil
-	}
 	release, err := s.hold(ctx, min(n, readChunk))
 	if err != nil {
 		return err
 	}
 	defer release()
-	buf := make([]byte, min(n, readChunk)) // a sent message is marshalled, and buf free again
+	r, err := s.store.Get(ctx, d, off)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", d, err)
+	}
+	defer r.Close()
+	pooled := s.chunks.Get().(*[]byte)
+	defer s.chunks.Put(pooled)
+	buf := *pooled // free again as soon as a message is sent, which copies it
 	for n > 0 {
 		chunk := buf[:min(n, int64(len(buf)))]
 		if _, err := io.ReadFull(r, chunk); err != nil {

@@ -2,12 +2,14 @@ package frontend_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	bspb "google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc/codes"
@@ -23,10 +25,8 @@ func uploadName(d digest.Digest) string { return "uploads/" + uuid + "/blobs/" +
 
 func random(n int) []byte {
 	b := make([]byte, n)
-	r := rand.New(rand.NewPCG(1, uint64(n)))
-	for i := range b {
-		b[i] = byte(r.Uint32())
-	}
+	seed := [32]byte{byte(n), byte(n >> 8), byte(n >> 16)}
+	_, _ = rand.NewChaCha8(seed).Read(b) // never fails
 	return b
 }
 
@@ -303,4 +303,27 @@ func TestWriteRefuses(t *testing.T) {
 	w := start(t)
 	_, err := w.bytes().QueryWriteStatus(t.Context(), &bspb.QueryWriteStatusRequest{ResourceName: "blobs/x"})
 	wantInvalid(t, err, "resource_name")
+}
+
+func TestStreamsWaitForTheBudget(t *testing.T) {
+	w := start(t)
+	data := random(100 << 10)
+	d := w.store.Add(data)
+	if err := w.budget.Acquire(t.Context(), budget); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	s, err := w.bytes().Read(ctx, &bspb.ReadRequest{ResourceName: "blobs/" + d.String()})
+	if err == nil {
+		_, err = s.Recv()
+	}
+	wantCode(t, err, codes.DeadlineExceeded)
+	w.budget.Release(budget)
+	if got, _, err := read(t, w, &bspb.ReadRequest{ResourceName: "blobs/" + d.String()}); err != nil || !bytes.Equal(got, data) {
+		t.Fatal(len(got), err)
+	}
+	if err := w.budget.Acquire(t.Context(), budget); err != nil {
+		t.Fatal(err) // what calls held has all come back
+	}
 }

@@ -81,9 +81,11 @@ func (s byteStream) writeSmall(ctx context.Context, in *incoming, d digest.Diges
 		}
 	}
 	s.metrics.bytesIn.Add(float64(len(data)))
-	if err := s.store.PutBatch(ctx, []blob.Blob{{Digest: d, Data: data}})[0]; err != nil {
+	b := blob.Blob{Digest: d, Data: data}
+	if err := s.store.PutBatch(ctx, []blob.Blob{b})[0]; err != nil {
 		return fmt.Errorf("write %s: %w", d, err)
 	}
+	s.recent.add(b)
 	return nil
 }
 

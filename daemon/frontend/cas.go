@@ -100,6 +100,11 @@ func (s cas) BatchUpdateBlobs(ctx context.Context, req *repb.BatchUpdateBlobsReq
 		from[i] = j
 	}
 	errs := s.writeAll(ctx, stored)
+	for j, err := range errs {
+		if err == nil {
+			s.recent.add(stored[j])
+		}
+	}
 	for i, j := range from {
 		if j >= 0 {
 			resp.Responses[i].Status = toProto(errs[j])

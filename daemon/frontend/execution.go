@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
@@ -23,6 +24,10 @@ const (
 	maxAction  = 1 << 20
 	maxCommand = 8 << 20
 )
+
+// cacheTimeout is how long an Execute waits for the action cache: a client
+// wants to hear of its operation.
+const cacheTimeout = 5 * time.Second
 
 // metadataHeader carries a RequestMetadata, of which maxMetadata is kept.
 const (
@@ -57,14 +62,7 @@ func (s execution) Execute(req *repb.ExecuteRequest, stream grpc.ServerStreaming
 	var hit *repb.ActionResult
 	var wg sync.WaitGroup
 	if !req.SkipCacheLookup {
-		wg.Go(func() {
-			r, err := s.lookup(ctx, actioncache.Key{Instance: req.InstanceName, Action: action}, *h)
-			if err == nil {
-				hit = r
-			} else if !blob.IsNotFound(err) && ctx.Err() == nil {
-				s.log.WarnContext(ctx, "the action cache could not be asked; executing", "action", action, "err", err)
-			}
-		})
+		wg.Go(func() { hit = s.cached(ctx, actioncache.Key{Instance: req.InstanceName, Action: action}, *h) })
 	}
 	r, err := s.request(ctx, dec, action)
 	wg.Wait()
@@ -80,6 +78,24 @@ func (s execution) Execute(req *repb.ExecuteRequest, stream grpc.ServerStreaming
 	return s.executor.Execute(ctx, r, func(u Update) error {
 		return stream.Send(s.operation(ctx, u, h))
 	})
+}
+
+// cached is the action's result if the cache has it and can tell so in time; an
+// execution is always a right answer.
+func (s execution) cached(ctx context.Context, k actioncache.Key, h hints) (r *repb.ActionResult) {
+	asking, cancel := context.WithTimeout(ctx, cacheTimeout)
+	defer cancel()
+	err := s.protect(ctx, "cache lookup", func() (err error) {
+		r, err = s.lookup(asking, k, h)
+		return err
+	})
+	if err != nil {
+		if !blob.IsNotFound(err) && ctx.Err() == nil {
+			s.log.WarnContext(ctx, "the action cache could not be asked; executing", "action", k.Action, "err", err)
+		}
+		return nil
+	}
+	return r
 }
 
 // WaitExecution has no hints: what the worker inlined stays, if it fits.
@@ -103,7 +119,7 @@ func (s execution) request(ctx context.Context, dec *decoder, action digest.Dige
 	if err != nil {
 		return r, err
 	}
-	res := s.readAll(ctx, []digest.Digest{action})[0]
+	res := s.readRecent(ctx, []digest.Digest{action})[0]
 	release()
 	if blob.IsNotFound(res.Err) {
 		return r, missingBlobs([]digest.Digest{action})
@@ -158,7 +174,7 @@ func (s execution) inputs(ctx context.Context, command, root digest.Digest) (com
 		return nil, nil, err
 	}
 	defer release()
-	results := s.readAll(ctx, ds)
+	results := s.readRecent(ctx, ds)
 	var missing []digest.Digest
 	for i, r := range results {
 		if blob.IsNotFound(r.Err) {

@@ -166,6 +166,32 @@ func TestExecute(t *testing.T) {
 	}
 }
 
+func TestExecuteReadsNothingBackThatWasJustUploaded(t *testing.T) {
+	w := start(t)
+	w.executor.Script = finishing(frontend.Update{Response: marshal(t, &repb.ExecuteResponse{Result: &repb.ActionResult{}})})
+	root, command := marshal(t, dir("input")), marshal(t, &repb.Command{Arguments: []string{"true"}})
+	action := marshal(t, &repb.Action{CommandDigest: wire(sha(string(command))), InputRootDigest: wire(sha(string(root)))})
+	up := &repb.BatchUpdateBlobsRequest{}
+	for _, b := range [][]byte{root, command} {
+		up.Requests = append(up.Requests, &repb.BatchUpdateBlobsRequest_Request{Digest: wire(sha(string(b))), Data: b})
+	}
+	if _, err := w.cas().BatchUpdateBlobs(t.Context(), up); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := write(t, w, frames(uploadName(sha(string(action))), action, 0, 1<<10)...); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.execute(t.Context(), &repb.ExecuteRequest{ActionDigest: wire(sha(string(action)))}); err != nil {
+		t.Fatal(err)
+	}
+	if n := w.store.Calls("GetBatch") + w.store.Calls("Get") + w.store.Calls("Missing"); n > 0 {
+		t.Errorf("asked the store %d times", n)
+	}
+	if r := w.executor.Requests()[0]; !bytes.Equal(r.ActionBlob, action) || !bytes.Equal(r.CommandBlob, command) || !bytes.Equal(r.RootBlob, root) {
+		t.Error("offers other blobs")
+	}
+}
+
 func TestExecuteOfOldClients(t *testing.T) {
 	w := start(t)
 	w.executor.Script = finishing(frontend.Update{Response: marshal(t, &repb.ExecuteResponse{Result: &repb.ActionResult{}})})

@@ -13,6 +13,7 @@ package frontend
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
@@ -59,6 +60,8 @@ type Frontend struct {
 	executor Executor
 
 	budget     *rpc.Budget
+	recent     recent
+	chunks     sync.Pool // of *[]byte, readChunk each
 	maxTimeout time.Duration
 	log        *slog.Logger
 	metrics    *metrics
@@ -72,6 +75,10 @@ func New(o Options) *Frontend {
 		store: o.Store, uploads: o.Uploads, actions: o.ActionCache, executor: o.Executor,
 		budget: o.Budget, maxTimeout: o.MaxTimeout,
 		log: o.Log.With("part", "frontend"), metrics: newMetrics(o.Registerer), health: health.NewServer(),
+	}
+	f.chunks.New = func() any {
+		b := make([]byte, readChunk)
+		return &b
 	}
 	if f.budget == nil {
 		f.budget = rpc.NewBudget(256 << 20)

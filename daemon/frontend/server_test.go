@@ -40,18 +40,21 @@ type world struct {
 	registry *prometheus.Registry
 	front    *frontend.Frontend
 	conn     *grpc.ClientConn
+	budget   *rpc.Budget
 }
+
+const budget = 16 << 20
 
 func start(t *testing.T) *world {
 	t.Helper()
 	w := &world{
 		store: &fronttest.Store{}, actions: &fronttest.ActionCache{}, executor: &fronttest.Executor{},
-		registry: prometheus.NewRegistry(),
+		registry: prometheus.NewRegistry(), budget: rpc.NewBudget(budget),
 	}
 	w.front = frontend.New(frontend.Options{
 		Store: w.store, Uploads: w.store, ActionCache: w.actions, Executor: w.executor,
 		MaxTimeout: time.Hour, Log: slog.New(slog.DiscardHandler), Registerer: w.registry,
-		Budget: rpc.NewBudget(16 << 20),
+		Budget: w.budget,
 	})
 	server := grpc.NewServer(append(rpc.PublicServerOptions(), w.front.ServerOptions()...)...)
 	w.front.Register(server)
