@@ -78,3 +78,18 @@ func mapped(first, last int) bool {
 	}
 	return true
 }
+
+// currentUmask reads the process's umask without changing it.
+func currentUmask() int {
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return -1
+	}
+	for line := range strings.SplitSeq(string(b), "\n") {
+		var m int
+		if _, err := fmt.Sscanf(line, "Umask: %o", &m); err == nil {
+			return m
+		}
+	}
+	return -1
+}
