@@ -7,6 +7,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,8 +22,11 @@ func main() {
 		sandbox.RunnerMain() // a worker's helper, of which there are many: nothing else is set up
 		return
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	// The first signal stops in order; after it a second one ends the process.
-	context.AfterFunc(ctx, stop)
+	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	// The first signal stops in order, and a second Ctrl-C ends the process at
+	// once. One soon after the first is the same Ctrl-C, told by a wrapper too.
+	context.AfterFunc(ctx, func() {
+		time.AfterFunc(time.Second, func() { signal.Reset(os.Interrupt) })
+	})
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }

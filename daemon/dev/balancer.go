@@ -33,9 +33,9 @@ type backend struct {
 	ops    string // whose /readyz decides
 	up     func() // told when it becomes ready
 
-	ready bool
-	heard time.Time // of the last answer, good or bad
-	conns map[*pipe]struct{}
+	health health
+	heard  time.Time // of the last answer, good or bad
+	conns  map[*pipe]struct{}
 }
 
 // A balancer spreads TCP connections over the backends that are ready, as a
@@ -55,7 +55,7 @@ type balancer struct {
 func newBalancer(lis net.Listener, backends []*backend, log *slog.Logger) *balancer {
 	for _, b := range backends {
 		b.conns = map[*pipe]struct{}{}
-		b.heard = time.Now()
+		b.health, b.heard = healthGone, time.Now()
 	}
 	return &balancer{lis: lis, log: log.With("part", "balancer"), backends: backends, changed: make(chan struct{})}
 }
@@ -109,8 +109,8 @@ func (l *balancer) accept(ctx context.Context) error {
 // judge takes in how a backend answered for its health.
 func (l *balancer) judge(b *backend, h health) {
 	l.mu.Lock()
-	was := b.ready
-	b.ready = h == healthReady
+	was := b.health
+	b.health = h
 	if h == healthReady || h == healthUnready {
 		b.heard = time.Now()
 	}
@@ -121,15 +121,15 @@ func (l *balancer) judge(b *backend, h health) {
 			cut = append(cut, p)
 		}
 	}
-	if b.ready && !was {
+	if h == healthReady && was != h {
 		close(l.changed)
 		l.changed = make(chan struct{})
 	}
 	l.mu.Unlock()
-	if h == healthReady && !was {
+	if h == healthReady && was != h {
 		b.up()
 	}
-	if was != (h == healthReady) {
+	if was != h {
 		l.log.Info("scheduler's readiness changed", "node", b.name, "health", h.String(), "reset", len(cut))
 	}
 	for _, p := range cut {
@@ -137,14 +137,21 @@ func (l *balancer) judge(b *backend, h health) {
 	}
 }
 
-// pick chooses the ready backend with the fewest connections.
+// pick chooses the ready backend with the fewest connections. When none is
+// ready, one that is slow to answer will do: on a machine under load they may
+// all be. One that says that it wants no traffic, or is gone, never does.
 func (l *balancer) pick() (best *backend, changed <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for i := range l.backends {
-		b := l.backends[(l.next+i)%len(l.backends)]
-		if b.ready && (best == nil || len(b.conns) < len(best.conns)) {
-			best = b
+	for _, want := range []health{healthReady, healthSilent} {
+		for i := range l.backends {
+			b := l.backends[(l.next+i)%len(l.backends)]
+			if b.health == want && (best == nil || len(b.conns) < len(best.conns)) {
+				best = b
+			}
+		}
+		if best != nil {
+			break
 		}
 	}
 	l.next++
@@ -175,7 +182,7 @@ func (l *balancer) dial(ctx context.Context) (*backend, *net.TCPConn, error) {
 		}
 		l.log.Debug("scheduler does not accept a connection", "node", b.name, "err", err)
 		l.mu.Lock()
-		b.ready = false // until its health is heard again
+		b.health = healthGone // until its health is heard again
 		l.mu.Unlock()
 	}
 }

@@ -366,7 +366,6 @@ func TestBalancerSendsClientsWhereSchedulersAre(t *testing.T) {
 		t.Errorf("after half a close: %q, %v", b, err)
 	}
 
-	began := time.Now()
 	if err := unix.Kill(d.node(first).PID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -379,9 +378,6 @@ func TestBalancerSendsClientsWhereSchedulersAre(t *testing.T) {
 		if _, name := connect(t, d.Endpoint); name != second {
 			t.Errorf("connected to %s, which is dead", name)
 		}
-	}
-	if d := time.Since(began); d > 5*time.Second {
-		t.Errorf("took %s", d)
 	}
 }
 
