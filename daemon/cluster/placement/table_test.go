@@ -192,7 +192,10 @@ func load(t *Table) []float64 {
 }
 
 func TestLoadOf1000DisksIsEven(t *testing.T) {
-	for _, zones := range []int{3} {
+	if underRace {
+		t.Skip("the arithmetic is the same without the race detector, and twenty times as fast")
+	}
+	for _, zones := range []int{1, 3} {
 		ns := load(NewTable(disks(1000, zones), 2))
 		mean := 2.0 * Partitions / 1000
 		var square, worst float64

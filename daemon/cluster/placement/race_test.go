@@ -1,0 +1,6 @@
+//go:build race
+
+package placement
+
+// underRace says that arithmetic takes twenty times as long.
+const underRace = true
