@@ -95,9 +95,10 @@ func functionProto(d digest.Digest) repb.DigestFunction_Value {
 	return repb.DigestFunction_Value(d.Function())
 }
 
+// clip bounds text that quotes a client's input.
 func clip(s string) string {
 	if len(s) > 2*maxQuote {
-		return s[:2*maxQuote] + "..."
+		return strings.ToValidUTF8(s[:2*maxQuote], "") + "..."
 	}
 	return s
 }
