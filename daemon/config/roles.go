@@ -28,9 +28,6 @@ type Scheduler struct {
 	// MaxTimeout is the longest timeout that an action may ask for, and
 	// that of an action which asks for none.
 	MaxTimeout time.Duration
-	// PoolsMayBeEmpty names pools whose actions wait, rather than fail,
-	// while no worker is there.
-	PoolsMayBeEmpty []string
 }
 
 // DefaultScheduler is a scheduler without any settings.
@@ -52,7 +49,6 @@ func (c *Scheduler) settings() []setting {
 		number("action-cache-replicas", &c.ActionCacheReplicas, "on how many schedulers each action-cache entry is"),
 		number("max-queue", &c.MaxQueue, "Execute calls that may wait; more are refused. Raise it for very large builds"),
 		duration("max-timeout", &c.MaxTimeout, "longest timeout of an action, and that of actions which name none"),
-		list("pools-may-be-empty", &c.PoolsMayBeEmpty, "pools whose actions wait while they have no worker (pools that scale to zero)"),
 	)
 }
 

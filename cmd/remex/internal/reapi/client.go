@@ -142,7 +142,7 @@ func (c *Client) agree() error {
 }
 
 // Close ends the connection.
-func (c *Client) Close() error { return c.conn.Close() }
+func (c *Client) Close() { _ = c.conn.Close() }
 
 // Function is what blobs are named with.
 func (c *Client) Function() digest.Function { return c.fn }
