@@ -128,35 +128,64 @@ func TestTableIsTheSameWhateverTheOrderOfItsDisks(t *testing.T) {
 	}
 }
 
-func TestWithEqualsNewTable(t *testing.T) {
-	start := disks(13, 3)
-	table := NewTable(start, 3)
-	next := slices.Clone(start)
-	for _, step := range []struct {
-		name   string
-		change func(ds []Disk) []Disk
-	}{
-		{"a disk leaves", func(ds []Disk) []Disk { return slices.Delete(ds, 3, 4) }},
-		{"a disk joins", func(ds []Disk) []Disk { return append(ds, disk(100, 16, "z1")) }},
-		{"a disk joins in a new zone", func(ds []Disk) []Disk { return append(ds, disk(101, 16, "z9")) }},
-		{"one leaves and another joins", func(ds []Disk) []Disk { return append(slices.Delete(ds, 0, 1), disk(102, 1, "z0")) }},
-		{"two join", func(ds []Disk) []Disk { return append(ds, disk(103, 160, "z2"), disk(104, 16, "z2")) }},
-		{"a disk grows", func(ds []Disk) []Disk { ds[5].Weight = 100; return ds }},
-		{"many join", func(ds []Disk) []Disk {
-			for i := range 5 {
-				ds = append(ds, disk(200+i, 16, "z0"))
+// TestUpdatedRanksAreThoseOfANewTable changes disks at random, partition by
+// partition: the whole of With is TestWithEqualsNewTable's.
+func TestUpdatedRanksAreThoseOfANewTable(t *testing.T) {
+	ranked := func(t *Table) (*Table, *ranker) {
+		k := newRanker(t)
+		t.ranks = make([]uint16, Partitions*t.width)
+		for _, p := range sample {
+			k.rank(p)
+		}
+		return t, k
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		ds, r := drawDisks(t), rapid.IntRange(1, 4).Draw(t, "r")
+		var next []Disk
+		for _, d := range ds {
+			switch rapid.IntRange(0, 9).Draw(t, "change") {
+			case 0: // leaves
+			case 1:
+				d.Weight *= 2
+				next = append(next, d)
+			case 2:
+				d.Zone = "another"
+				next = append(next, d)
+			default:
+				next = append(next, d)
 			}
-			return ds
-		}},
-		{"nearly all leave", func(ds []Disk) []Disk { return ds[:3] }},
-		{"all leave", func([]Disk) []Disk { return nil }},
-		{"one comes", func([]Disk) []Disk { return []Disk{disk(1, 1, "")} }},
+		}
+		for n := range rapid.IntRange(0, 3).Draw(t, "more") {
+			next = append(next, disk(1000+n, 16, rapid.SampledFrom([]string{"z0", "z1", "z9"}).Draw(t, "zone")))
+		}
+		before, _ := ranked(layout(ds, r))
+		want, _ := ranked(layout(next, r))
+		if before.width != want.width || want.width == 0 {
+			t.Skip("With makes a new table")
+		}
+		got, k := ranked(layout(next, r))
+		clear(got.ranks)
+		moved, added := got.changes(before)
+		for _, p := range sample {
+			k.update(p, before.tabledRanks(p), moved, added)
+			if !slices.Equal(got.tabledRanks(p), want.tabledRanks(p)) {
+				t.Fatalf("partition %d: updated %v, new %v", p, got.tabledRanks(p), want.tabledRanks(p))
+			}
+		}
+	})
+}
+
+func TestWithEqualsNewTable(t *testing.T) {
+	start := disks(12, 3)
+	table := NewTable(start, 3)
+	for _, next := range [][]Disk{
+		append(slices.Clone(start[1:]), disk(100, 16, "z9")), // incremental
+		start[:3], nil, start[:1],
 	} {
-		next = step.change(slices.Clone(next))
 		table = table.With(next)
 		want := NewTable(next, 3)
 		if table.ID() != want.ID() || !slices.Equal(table.ranks, want.ranks) {
-			t.Fatalf("%s: the incremental table differs from a new one", step.name)
+			t.Fatalf("with %d disks the incremental table differs from a new one", len(next))
 		}
 	}
 }
