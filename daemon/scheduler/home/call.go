@@ -196,7 +196,7 @@ func (c *Core) here(now time.Time, k *call) bool {
 			return false
 		}
 		delete(c.fetch, id)
-		if !c.tasks.Adopt(now, s.worker, s.held) {
+		if !c.adopt(now, s) {
 			return false
 		}
 	}
@@ -252,7 +252,11 @@ func (c *Core) admit(now time.Time, k *call) {
 		}
 	case k.kind == execute:
 		c.move(k, c.self)
+		news := !c.tasks.Owns(k.key)
 		c.tasks.Submit(now, tasks.Waiter(k.id), k.op, k.req, inherited)
+		if news && c.tasks.Owns(k.key) {
+			c.announce(k.key, wire.Keeps{Keys: []operation.Key{k.key}})
+		}
 	default:
 		c.answer(now, k, wire.Update{}, true)
 	}

@@ -129,13 +129,15 @@ type fence struct {
 type stray struct {
 	worker string
 	held   wire.Held
+	key    operation.Key
 	since  time.Time
 }
 
 // inheritance is what is not yet known of what a dead scheduler had running.
 type inheritance struct {
-	of       string   // "" of whoever was here before we began
-	nodes    []string // the set of homes with it
+	of       string                 // "" of whoever was here before we began
+	nodes    []string               // the set of homes with it
+	kept     map[operation.Key]bool // by it, though their home was here
 	pending  map[string]bool
 	deadline time.Time
 }
@@ -199,9 +201,7 @@ func (c *Core) drain(now time.Time) {
 					c.answer(now, k, e.Update, e.Gone)
 				}
 			case tasks.Ended:
-				if p := c.peers[c.home(e.Key, c.nodes)]; p != nil {
-					c.toOwner(p, wire.Releases{Keys: []operation.Key{e.Key}})
-				}
+				c.announce(e.Key, wire.Releases{Keys: []operation.Key{e.Key}})
 			default:
 				c.emit(e)
 			}
@@ -249,13 +249,6 @@ func (c *Core) rehome() {
 // without is the set of homes but for one.
 func (c *Core) without(id string) []string {
 	return slices.DeleteFunc(slices.Clone(c.nodes), func(n string) bool { return n == id })
-}
-
-// with is the set of homes and one more.
-func (c *Core) with(id string) []string {
-	nodes := append(c.without(id), id)
-	slices.Sort(nodes)
-	return nodes
 }
 
 func sortedPeers(m map[string]*peer) []*peer {

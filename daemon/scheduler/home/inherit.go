@@ -14,7 +14,16 @@ import (
 // inherit fences the dead peer at all workers, and waits for what they have.
 // nodes is the set of homes with it.
 func (c *Core) inherit(now time.Time, p *peer, nodes []string) {
-	in := &inheritance{of: p.id, nodes: nodes, pending: make(map[string]bool), deadline: now.Add(workerLease)}
+	in := &inheritance{
+		of: p.id, nodes: nodes, kept: make(map[operation.Key]bool),
+		pending: make(map[string]bool), deadline: now.Add(workerLease),
+	}
+	for key, keeper := range c.kept {
+		if keeper == p.id {
+			in.kept[key] = true
+			delete(c.kept, key)
+		}
+	}
 	for id := range c.workersIn {
 		in.pending[id] = true
 	}
@@ -32,19 +41,18 @@ func (c *Core) inherit(now time.Time, p *peer, nodes []string) {
 // is gone.
 func (c *Core) inherited(key operation.Key) bool {
 	return slices.ContainsFunc(c.inherits, func(in *inheritance) bool {
-		return in.of == "" || c.home(key, in.nodes) == in.of
+		return in.of == "" || in.kept[key] || c.home(key, in.nodes) == in.of
+	}) || slices.ContainsFunc(c.strays, func(s stray) bool {
+		return s.key == key && !s.held.DoNotCache && s.held.State != wire.Finished
 	})
 }
 
 // settle ends the inheritances of which everything is known.
 func (c *Core) settle(now time.Time) {
-	n := len(c.inherits)
 	c.inherits = slices.DeleteFunc(c.inherits, func(in *inheritance) bool {
 		return !now.Before(in.deadline) || c.known(now, in)
 	})
-	if len(c.inherits) < n {
-		c.tasks.Release(now, c.inherited)
-	}
+	c.tasks.Release(now, c.inherited)
 	for _, k := range slices.SortedFunc(maps.Keys(c.holds), func(a, b *call) int { return cmp.Compare(a.id, b.id) }) {
 		if !c.here(now, k) && !c.inherited(k.key) {
 			delete(c.holds, k)
@@ -144,7 +152,11 @@ func (c *Core) strayed(now time.Time, workerID string, held []wire.Held) {
 		if h.Owner == c.self || c.alive(h.Owner) {
 			continue
 		}
-		s := stray{worker: workerID, held: h, since: now}
+		t, err := operation.ParseTask(h.Task)
+		if err != nil {
+			continue
+		}
+		s := stray{worker: workerID, held: h, key: t.Key, since: now}
 		if !c.claimStray(now, s) {
 			c.strays = append(c.strays, s)
 		}
@@ -164,8 +176,7 @@ func (c *Core) claimStray(now time.Time, s stray) bool {
 			return false
 		}
 	}
-	t, err := operation.ParseTask(s.held.Task)
-	if err != nil || c.home(t.Key, c.nodes) != c.self {
+	if c.home(s.key, c.nodes) != c.self {
 		return true
 	}
 	if s.held.State == wire.Finished {
@@ -174,8 +185,17 @@ func (c *Core) claimStray(now time.Time, s stray) bool {
 		}
 		return true
 	}
-	c.tasks.Adopt(now, s.worker, s.held)
+	c.adopt(now, s)
 	return true
+}
+
+func (c *Core) adopt(now time.Time, s stray) bool {
+	news := !c.tasks.Owns(s.key)
+	ok := c.tasks.Adopt(now, s.worker, s.held)
+	if news && c.tasks.Owns(s.key) {
+		c.announce(s.key, wire.Keeps{Keys: []operation.Key{s.key}})
+	}
+	return ok
 }
 
 // depose ends our term: somebody who took us for dead took our tasks over. Who

@@ -2,7 +2,6 @@ package home
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"time"
 
@@ -40,12 +39,12 @@ func (c *Core) PeerUp(now time.Time, id string, session, term uint64) {
 	c.drain(now)
 }
 
-// keptFrom is the keys of tasks here whose home the peer would be.
+// keptFrom is the keys of tasks here whose home the peer would be if only we
+// two were left: whoever else comes or goes, it never needs to know more.
 func (c *Core) keptFrom(id string) []operation.Key {
-	nodes := c.with(id)
 	var keys []operation.Key
 	for k := range c.tasks.Keys {
-		if c.home(k, nodes) == id {
+		if c.outranks(id, k) {
 			keys = append(keys, k)
 		}
 	}
@@ -53,6 +52,23 @@ func (c *Core) keptFrom(id string) []operation.Key {
 		return cmp.Or(a.Action.Compare(b.Action), cmp.Compare(a.Scope, b.Scope), cmp.Compare(a.Instance, b.Instance))
 	})
 	return keys
+}
+
+func (c *Core) outranks(id string, key operation.Key) bool {
+	return c.home(key, []string{c.self, id}) == id
+}
+
+// announce tells the peers that come before us for a key that we have a task of
+// it, or have none any more.
+func (c *Core) announce(key operation.Key, m wire.ToOwner) {
+	if c.home(key, c.nodes) == c.self {
+		return
+	}
+	for _, id := range c.nodes {
+		if id != c.self && c.outranks(id, key) {
+			c.toOwner(c.peers[id], m)
+		}
+	}
 }
 
 // PeerDown is the end of that stream.
@@ -233,7 +249,6 @@ func (c *Core) bury(now time.Time, p *peer) {
 	p.dead, p.home, p.keeps = true, false, false
 	c.rehome()
 	c.fences[p.id] = fence{term: p.term, until: now.Add(fenceFor)}
-	maps.DeleteFunc(c.kept, func(_ operation.Key, keeper string) bool { return keeper == p.id })
 	c.inherit(now, p, nodes)
 	c.dropTheirs(now, p)
 	for _, k := range sortedCalls(p.ours) {
