@@ -149,7 +149,7 @@ func Open(o Options) (_ *Store, err error) {
 	}
 	s.journal.store, s.journal.wake = s, make(chan struct{}, 1)
 	s.app = appender{store: s, limit: min(max(o.Capacity/256, 256<<10), 512<<20), next: 1}
-	s.space.init(o.Capacity, s.app.limit)
+	s.space.init(o.Capacity, o.Reserve, s.app.limit)
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("open disk %s: %w", o.Dir, err)

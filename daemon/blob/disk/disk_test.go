@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,7 +28,8 @@ func TestMain(m *testing.M) {
 // disk is a Store that runs until the test ends it.
 type testDisk struct {
 	*Store
-	stop func() error
+	pause func() error // ends Run
+	stop  func() error // and closes the store
 }
 
 func openDisk(t testing.TB, o Options) *testDisk {
@@ -53,21 +55,23 @@ func startDisk(t testing.TB, o Options) *testDisk {
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
 	d := &testDisk{Store: s}
-	stopped := false
-	d.stop = func() error {
-		if stopped {
-			return nil
-		}
-		stopped = true
-		cancel()
-		return errors.Join(<-done, s.Close())
-	}
+	d.pause = sync.OnceValue(func() error { cancel(); return <-done })
+	d.stop = func() error { return errors.Join(d.pause(), s.Close()) }
 	t.Cleanup(func() {
 		if err := d.stop(); err != nil {
 			t.Errorf("stop: %v", err)
 		}
 	})
 	return d
+}
+
+// checkAccounts is for a disk at rest.
+func (d *testDisk) checkAccounts(t testing.TB) {
+	t.Helper()
+	if err := d.pause(); err != nil {
+		t.Error(err)
+	}
+	checkAccounts(t, d.Store)
 }
 
 func (d *testDisk) awaitIndex(t testing.TB) {

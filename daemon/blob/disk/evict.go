@@ -21,18 +21,15 @@ func (s *Store) keepRoom(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		s.space.look(s)
+		found := false
 		if s.shortage() > 0 {
-			before := s.space.used.Load()
-			s.evict(ctx)
+			found = s.evict(ctx)
 			s.space.look(s)
-			if s.shortage() > 0 && s.space.used.Load() >= before {
-				s.space.fruitless.Store(time.Now().UnixNano())
-			}
 		} else {
 			s.space.full.Store(false)
 		}
-		s.rewriteSparse(ctx)
-		s.space.endRound()
+		found = s.rewriteSparse(ctx) || found
+		s.space.endRound(found)
 		select {
 		case <-ctx.Done():
 			return
@@ -49,9 +46,9 @@ func (s *Store) shortage() int64 {
 	if used := p.used.Load(); used > p.high {
 		n = used - p.low
 	}
-	if free := p.free.Load(); free < s.o.Reserve+s.o.Reserve/8 {
+	if free := p.free.Load(); free < p.reserve+p.reserve/8 {
 		// Aim above the reserve, so that the next write does not meet it.
-		n = max(n, s.o.Reserve+s.o.Reserve/4-free)
+		n = max(n, p.reserve+p.reserve/4-free)
 	}
 	if n == 0 && p.noInode.Load() {
 		n = 1
@@ -60,8 +57,9 @@ func (s *Store) shortage() int64 {
 }
 
 // evict makes room: cached copies go first, then files made for linking, then
-// owned copies that are old enough; each in the order of their last use.
-func (s *Store) evict(ctx context.Context) {
+// owned copies that are old enough; each in the order of their last use. It
+// reports whether it found anything.
+func (s *Store) evict(ctx context.Context) bool {
 	goal := s.space.used.Load() - s.shortage()
 	// Segments give back what is dead in them only when they are rewritten:
 	// leaving a little more dead than needed lets the emptiest suffice.
@@ -70,19 +68,19 @@ func (s *Store) evict(ctx context.Context) {
 	done := func() bool {
 		return ctx.Err() != nil || !inodes && s.space.used.Load()-s.deadBytes() <= goal-slack
 	}
-	s.evictKind(Cached, s.now(), done)
+	n := s.evictKind(Cached, s.now(), done)
 	if !done() {
-		s.evictVariants(done)
+		n += s.evictVariants(done)
 		inodes = false
 	}
 	if !done() {
 		oldest := time.Now().Add(-s.o.MinAge).Unix()
-		s.evictKind(Owned, uint32(max(oldest, 0)), done)
+		n += s.evictKind(Owned, uint32(max(oldest, 0)), done)
 	}
 	if err := s.journal.flush(); err != nil {
 		s.log.Warn("evictions are not journalled", "err", err)
 	}
-	s.rewriteFor(ctx, goal)
+	return s.rewriteFor(ctx, goal)+n > 0
 }
 
 // deadBytes is what rewriting segments would give back.
@@ -95,37 +93,42 @@ func (s *Store) deadBytes() (n int64) {
 	return n
 }
 
-// evictKind drops copies of a kind, last used at until or before, oldest first.
-func (s *Store) evictKind(kind Kind, until uint32, done func() bool) {
+// evictKind drops copies of a kind, last used at until or before, oldest first,
+// and returns how many.
+func (s *Store) evictKind(kind Kind, until uint32, done func() bool) (n int) {
 	st := s.counts()
 	left := st.CachedBlobs
 	if kind == Owned {
 		left = st.OwnedBlobs
 	}
 	// A blob in use is touched instead, and would come round for ever.
-	for i := int64(0); i < left; i++ {
+	for i := range 4*left + 4*shardCount {
 		if i%16 == 0 && done() {
-			return
+			return n
 		}
-		d, e, ok := s.oldest(kind)
+		d, e, ok := s.oldest(kind, int(i))
 		if !ok || e.touch > until {
-			return
+			return n
 		}
 		if s.inUse(d, e) {
 			s.lookup(d, true)
 			continue
 		}
 		if s.drop(d, e) {
+			n++
 			s.m.evicted.WithLabelValues(kind.String()).Inc()
 			s.m.evictedBytes.WithLabelValues(kind.String()).Add(float64(d.Size()))
 		}
 	}
+	return n
 }
 
-// oldest finds the least recently used copy of a kind.
-func (s *Store) oldest(kind Kind) (d digest.Digest, e entry, ok bool) {
+// oldest finds the least recently used copy of a kind. Among those used in one
+// second the first shard's wins, beginning with shard from: a fast history on
+// a small disk is fair to all shards if from differs.
+func (s *Store) oldest(kind Kind, from int) (d digest.Digest, e entry, ok bool) {
 	for i := range s.index.shards {
-		sh := &s.index.shards[i]
+		sh := &s.index.shards[(from+i)%shardCount]
 		sh.mu.Lock()
 		if at := sh.lists[kind-1].oldest; at != 0 && (!ok || sh.node(at).entry.touch < e.touch) {
 			d, e, ok = sh.digestLocked(at), sh.node(at).entry, true
@@ -147,8 +150,9 @@ func (s *Store) inUse(d digest.Digest, e entry) bool {
 	return false
 }
 
-// evictVariants drops files made for linking that nothing links to.
-func (s *Store) evictVariants(done func() bool) {
+// evictVariants drops files made for linking that nothing links to, and returns
+// how many.
+func (s *Store) evictVariants(done func() bool) (n int) {
 	type victim struct {
 		d     digest.Digest
 		e     entry
@@ -169,7 +173,7 @@ func (s *Store) evictVariants(done func() bool) {
 		slices.SortFunc(vs, func(a, b victim) int { return cmp.Compare(a.touch, b.touch) })
 		for j, v := range vs {
 			if j%16 == 0 && done() {
-				return
+				return n
 			}
 			for _, executable := range []bool{false, true} {
 				only := v.e
@@ -184,7 +188,9 @@ func (s *Store) evictVariants(done func() bool) {
 				l.Lock()
 				s.dropVariant(v.d, executable)
 				l.Unlock()
+				n++
 			}
 		}
 	}
+	return n
 }

@@ -153,7 +153,7 @@ func compare(t *rapid.T, x *index, sh *shard, m model) {
 
 // TestIndexIsSmall holds the promise of under 200 bytes a blob.
 func TestIndexIsSmall(t *testing.T) {
-	const n = 400_000
+	const n = 200_000
 	var before, after runtime.MemStats
 	x := newIndex(1, 2)
 	runtime.GC()

@@ -24,7 +24,7 @@ import (
 
 // mixed makes blobs of all the sizes that are stored differently.
 func mixed(from uint64, n int) (bs []blob.Blob) {
-	sizes := []int{1, 700, 20_000, blob.SmallSize, blob.SmallSize + 1, 300_000, 2<<20 + 5}
+	sizes := []int{1, 700, 20_000, blob.SmallSize, blob.SmallSize + 1, 100_000, 1<<20 + 5}
 	for i := range n {
 		bs = append(bs, blobtest.Blob(from+uint64(i), sizes[i%len(sizes)]))
 	}
@@ -214,14 +214,14 @@ func copyTree(t testing.TB, from string) string {
 func TestKilledAtAnyMoment(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	o := Options{Dir: t.TempDir(), Capacity: 64 << 20}
-	a := openDisk(t, o)
+	a := readDisk(t, o)
 	have, gone := map[digest.Digest]blob.Blob{}, map[digest.Digest]blob.Blob{}
 	blobs := mixed(0, 60)
 	for step := range 300 {
 		b := blobs[rng.IntN(len(blobs))]
 		switch rng.IntN(10) {
 		case 0, 1, 2, 3, 4:
-			put(t, a.Store, Kind(1+rng.IntN(2)), b)
+			put(t, a, Kind(1+rng.IntN(2)), b)
 			have[b.Digest] = b
 			delete(gone, b.Digest)
 		case 5, 6:
@@ -232,7 +232,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 			delete(have, b.Digest)
 		case 7:
 			if _, ok := have[b.Digest]; ok {
-				link(t, a.Store, b.Digest, rng.IntN(2) == 0)
+				link(t, a, b.Digest, rng.IntN(2) == 0)
 			}
 		case 8:
 			if err := a.checkpoint(); err != nil {
@@ -252,23 +252,23 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		}
 		c := o
 		c.Dir = copyTree(t, o.Dir)
-		s := openDisk(t, c)
+		s := readDisk(t, c)
 		if s.clean {
 			t.Fatal("a killed process ended cleanly")
 		}
 		for _, b := range have {
-			serves(t, s.Store, b)
+			serves(t, s, b)
 		}
 		for _, b := range gone {
-			neverWrong(t, s.Store, b)
+			neverWrong(t, s, b)
 		}
-		checkAccounts(t, s.Store)
-		if err := s.stop(); err != nil {
+		checkAccounts(t, s)
+		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
 		os.RemoveAll(c.Dir)
 	}
-	checkAccounts(t, a.Store)
+	checkAccounts(t, a)
 }
 
 // TestDamage cuts and flips at random in every kind of file. Whatever is lost,
@@ -278,13 +278,13 @@ func TestDamage(t *testing.T) {
 		t.Run(fmt.Sprintf("after a clean end %t", clean), func(t *testing.T) {
 			o := Options{Dir: t.TempDir()}
 			a := openDisk(t, o)
-			blobs := mixed(0, 70)
-			put(t, a.Store, Owned, blobs[:40]...)
+			blobs := mixed(0, 28)
+			put(t, a.Store, Owned, blobs[:16]...)
 			if err := a.snapshot(); err != nil {
 				t.Fatal(err)
 			}
-			put(t, a.Store, Owned, blobs[40:]...)
-			for _, b := range blobs[:30] {
+			put(t, a.Store, Owned, blobs[16:]...)
+			for _, b := range blobs[:14] {
 				link(t, a.Store, b.Digest, false)
 			}
 			if clean {
@@ -292,7 +292,7 @@ func TestDamage(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			for seed := range uint64(16) {
+			for seed := range uint64(7) {
 				c := Options{Dir: copyTree(t, o.Dir)}
 				what := damage(t, c.Dir, rand.New(rand.NewPCG(seed, 1)))
 				s := openDisk(t, c)
@@ -301,7 +301,7 @@ func TestDamage(t *testing.T) {
 				if strings.Contains(what, dirIndex) && served != len(blobs) {
 					t.Errorf("%s: %d of %d served", what, served, len(blobs))
 				}
-				for _, b := range blobs[:30] {
+				for _, b := range blobs[:14] {
 					dst := filepath.Join(t.TempDir(), "f")
 					if err := s.Link(t.Context(), b.Digest, false, dst); err != nil {
 						neverWrong(t, s.Store, b)
@@ -416,7 +416,7 @@ func TestLostIndexIsRebuilt(t *testing.T) {
 	}
 	s := openDisk(t, o)
 	serves(t, s.Store, blobs...)
-	checkAccounts(t, s.Store)
+	s.checkAccounts(t)
 }
 
 func TestEmptiedDiskIsAnotherDisk(t *testing.T) {
@@ -442,7 +442,7 @@ func TestEmptiedDiskIsAnotherDisk(t *testing.T) {
 	if n := neverWrong(t, b.Store, mixed(0, 7)...); n != 0 {
 		t.Errorf("%d blobs outlived their files", n)
 	}
-	checkAccounts(t, b.Store)
+	b.checkAccounts(t)
 }
 
 func TestDeadUploadsAreRemoved(t *testing.T) {
@@ -522,5 +522,5 @@ func TestSIGKILL(t *testing.T) {
 	}
 	s := openDisk(t, Options{Dir: dir})
 	serves(t, s.Store, acked...)
-	checkAccounts(t, s.Store)
+	s.checkAccounts(t)
 }

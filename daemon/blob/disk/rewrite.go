@@ -11,27 +11,31 @@ import (
 )
 
 // rewriteFor rewrites segments, those with the most dead bytes first, until no
-// more than goal bytes are used.
-func (s *Store) rewriteFor(ctx context.Context, goal int64) {
+// more than goal bytes are used, and returns how many.
+func (s *Store) rewriteFor(ctx context.Context, goal int64) (n int) {
 	for ctx.Err() == nil && s.space.used.Load() > goal {
 		g := s.deadest(func(g *segment) bool { return g.dead() > 0 })
 		if g == nil || !s.rewrite(ctx, g) {
-			return
+			return n
 		}
+		n++
 	}
+	return n
 }
 
 // rewriteSparse rewrites segments of which less than half is alive, and those
-// that a restart left small.
-func (s *Store) rewriteSparse(ctx context.Context) {
+// that a restart left small. It reports whether there were any.
+func (s *Store) rewriteSparse(ctx context.Context) (found bool) {
 	for ctx.Err() == nil {
 		g := s.deadest(func(g *segment) bool {
 			return g.dead() > (g.size.Load()-magicSize)/2 || g.size.Load() < s.app.limit/8
 		})
 		if g == nil || !s.rewrite(ctx, g) {
-			return
+			return found
 		}
+		found = true
 	}
+	return found
 }
 
 // deadest is the sealed segment with the most dead bytes among those that are

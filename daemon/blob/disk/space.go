@@ -17,7 +17,7 @@ const (
 	// roomWait bounds how long a write waits at the hard limit for the
 	// evictor. Beyond it the next disk in rank is the better place.
 	roomWait = 2 * time.Second
-	// fruitlessPause is how long the evictor rests when it found nothing.
+	// fruitlessPause is how long the evictor is left alone after that.
 	fruitlessPause = time.Second
 	// inodeReserve is the share of the file system's inodes that stays free.
 	inodeReserve = 100
@@ -27,6 +27,7 @@ const (
 // write it, so that all of them together stay under the limit.
 type space struct {
 	capacity int64
+	reserve  int64 // of the file system; a segment's worth at least, for rewriting
 	limit    int64 // for writes; what is above lets segments be rewritten
 	high     int64 // where eviction begins
 	low      int64 // where it ends
@@ -39,20 +40,27 @@ type space struct {
 	wake   chan struct{}
 
 	noInode   atomic.Bool  // the file system is short of inodes
-	fruitless atomic.Int64 // when the evictor last found nothing to evict, in Unix nanoseconds
+	fruitless atomic.Int64 // when a write last waited in vain, in Unix nanoseconds
 
-	mu    sync.Mutex // guards round
-	round chan struct{}
+	mu  sync.Mutex // guards cur
+	cur *round
 }
 
-func (p *space) init(capacity, segment int64) {
+// round is one pass of the evictor.
+type round struct {
+	done  chan struct{}
+	found bool // something to evict or to rewrite; valid when done
+}
+
+func (p *space) init(capacity, reserve, segment int64) {
 	p.capacity = capacity
+	p.reserve = max(reserve, segment)
 	p.limit = capacity - segment
 	p.high = capacity / 100 * 94
 	p.low = capacity / 100 * 90
 	p.live = capacity / 100 * 85
 	p.wake = make(chan struct{}, 1)
-	p.round = make(chan struct{})
+	p.cur = &round{done: make(chan struct{})}
 }
 
 // fileBytes is what a file of n bytes occupies.
@@ -67,7 +75,7 @@ func (p *space) look(s *Store) {
 	}
 	free := int64(st.Bavail) * st.Bsize
 	p.free.Store(free)
-	p.budget.Store(free - s.o.Reserve)
+	p.budget.Store(free - p.reserve)
 	p.noInode.Store(st.Files > 0 && st.Ffree < st.Files/inodeReserve)
 }
 
@@ -110,13 +118,17 @@ func (s *Store) reserve(ctx context.Context, n int64, file bool) error {
 	if s.running.Load() && n <= s.space.low && !s.space.hopeless() {
 		timeout := time.NewTimer(roomWait)
 		defer timeout.Stop()
-		// The round under way may have begun before we asked, so that the
-		// second one to end is the first that knew.
-		for range 2 {
-			round := s.space.nextRound()
+		// As long as the evictor finds something it is our turn some time. The
+		// round under way may have begun before we asked.
+		for vain := 0; vain < 2; {
+			r := s.space.nextRound()
 			select {
-			case <-round:
+			case <-r.done:
+				if !r.found {
+					vain++
+				}
 			case <-timeout.C:
+				vain = 2
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -125,6 +137,7 @@ func (s *Store) reserve(ctx context.Context, n int64, file bool) error {
 				return nil
 			}
 		}
+		s.space.fruitless.Store(time.Now().UnixNano())
 	}
 	s.space.full.Store(true)
 	s.m.refused.Inc()
@@ -136,8 +149,8 @@ func (s *Store) release(n int64) {
 	s.space.budget.Add(n)
 }
 
-// hopeless reports whether the evictor has found nothing just now. It is not
-// asked again for each write that a full disk refuses.
+// hopeless reports whether a write has waited in vain just now. The evictor is
+// not asked again for each write that a full disk refuses.
 func (p *space) hopeless() bool {
 	return time.Since(time.Unix(0, p.fruitless.Load())) < fruitlessPause
 }
@@ -152,16 +165,17 @@ func (p *space) kick() {
 	}
 }
 
-func (p *space) nextRound() <-chan struct{} {
+func (p *space) nextRound() *round {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.kick()
-	return p.round
+	return p.cur
 }
 
-func (p *space) endRound() {
+func (p *space) endRound(found bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	close(p.round)
-	p.round = make(chan struct{})
+	p.cur.found = found
+	close(p.cur.done)
+	p.cur = &round{done: make(chan struct{})}
 }
