@@ -499,6 +499,7 @@ type WorkerItem struct {
 	//	*WorkerItem_Inventory_
 	//	*WorkerItem_Fenced
 	//	*WorkerItem_Bye_
+	//	*WorkerItem_Disowned_
 	Item          isWorkerItem_Item `protobuf_oneof:"item"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -649,6 +650,15 @@ func (x *WorkerItem) GetBye() *WorkerItem_Bye {
 	return nil
 }
 
+func (x *WorkerItem) GetDisowned() *WorkerItem_Disowned {
+	if x != nil {
+		if x, ok := x.Item.(*WorkerItem_Disowned_); ok {
+			return x.Disowned
+		}
+	}
+	return nil
+}
+
 type isWorkerItem_Item interface {
 	isWorkerItem_Item()
 }
@@ -701,6 +711,10 @@ type WorkerItem_Bye_ struct {
 	Bye *WorkerItem_Bye `protobuf:"bytes,12,opt,name=bye,proto3,oneof"`
 }
 
+type WorkerItem_Disowned_ struct {
+	Disowned *WorkerItem_Disowned `protobuf:"bytes,13,opt,name=disowned,proto3,oneof"`
+}
+
 func (*WorkerItem_Hello_) isWorkerItem_Item() {}
 
 func (*WorkerItem_Beat_) isWorkerItem_Item() {}
@@ -724,6 +738,8 @@ func (*WorkerItem_Inventory_) isWorkerItem_Item() {}
 func (*WorkerItem_Fenced) isWorkerItem_Item() {}
 
 func (*WorkerItem_Bye_) isWorkerItem_Item() {}
+
+func (*WorkerItem_Disowned_) isWorkerItem_Item() {}
 
 type WorkTask struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -854,7 +870,7 @@ type SchedulerItem struct {
 	//	*SchedulerItem_Kill
 	//	*SchedulerItem_Withdraw
 	//	*SchedulerItem_Ack
-	//	*SchedulerItem_Own
+	//	*SchedulerItem_Own_
 	//	*SchedulerItem_Fence
 	Item          isSchedulerItem_Item `protobuf_oneof:"item"`
 	unknownFields protoimpl.UnknownFields
@@ -979,9 +995,9 @@ func (x *SchedulerItem) GetAck() *AttemptRef {
 	return nil
 }
 
-func (x *SchedulerItem) GetOwn() *AttemptRef {
+func (x *SchedulerItem) GetOwn() *SchedulerItem_Own {
 	if x != nil {
-		if x, ok := x.Item.(*SchedulerItem_Own); ok {
+		if x, ok := x.Item.(*SchedulerItem_Own_); ok {
 			return x.Own
 		}
 	}
@@ -1037,8 +1053,8 @@ type SchedulerItem_Ack struct {
 	Ack *AttemptRef `protobuf:"bytes,9,opt,name=ack,proto3,oneof"`
 }
 
-type SchedulerItem_Own struct {
-	Own *AttemptRef `protobuf:"bytes,10,opt,name=own,proto3,oneof"`
+type SchedulerItem_Own_ struct {
+	Own *SchedulerItem_Own `protobuf:"bytes,10,opt,name=own,proto3,oneof"`
 }
 
 type SchedulerItem_Fence struct {
@@ -1063,7 +1079,7 @@ func (*SchedulerItem_Withdraw) isSchedulerItem_Item() {}
 
 func (*SchedulerItem_Ack) isSchedulerItem_Item() {}
 
-func (*SchedulerItem_Own) isSchedulerItem_Item() {}
+func (*SchedulerItem_Own_) isSchedulerItem_Item() {}
 
 func (*SchedulerItem_Fence) isSchedulerItem_Item() {}
 
@@ -2379,6 +2395,58 @@ func (*WorkerItem_Bye) Descriptor() ([]byte, []int) {
 	return file_work_proto_rawDescGZIP(), []int{8, 10}
 }
 
+type WorkerItem_Disowned struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           *AttemptRef            `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Owner         string                 `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerItem_Disowned) Reset() {
+	*x = WorkerItem_Disowned{}
+	mi := &file_work_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerItem_Disowned) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerItem_Disowned) ProtoMessage() {}
+
+func (x *WorkerItem_Disowned) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerItem_Disowned.ProtoReflect.Descriptor instead.
+func (*WorkerItem_Disowned) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{8, 11}
+}
+
+func (x *WorkerItem_Disowned) GetRef() *AttemptRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *WorkerItem_Disowned) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
 type WorkerItem_Beat_Heard struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -2389,7 +2457,7 @@ type WorkerItem_Beat_Heard struct {
 
 func (x *WorkerItem_Beat_Heard) Reset() {
 	*x = WorkerItem_Beat_Heard{}
-	mi := &file_work_proto_msgTypes[28]
+	mi := &file_work_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2401,7 +2469,7 @@ func (x *WorkerItem_Beat_Heard) String() string {
 func (*WorkerItem_Beat_Heard) ProtoMessage() {}
 
 func (x *WorkerItem_Beat_Heard) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[28]
+	mi := &file_work_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2441,7 +2509,7 @@ type SchedulerItem_Hello struct {
 
 func (x *SchedulerItem_Hello) Reset() {
 	*x = SchedulerItem_Hello{}
-	mi := &file_work_proto_msgTypes[29]
+	mi := &file_work_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2453,7 +2521,7 @@ func (x *SchedulerItem_Hello) String() string {
 func (*SchedulerItem_Hello) ProtoMessage() {}
 
 func (x *SchedulerItem_Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[29]
+	mi := &file_work_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2491,7 +2559,7 @@ type SchedulerItem_Beat struct {
 
 func (x *SchedulerItem_Beat) Reset() {
 	*x = SchedulerItem_Beat{}
-	mi := &file_work_proto_msgTypes[30]
+	mi := &file_work_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2503,7 +2571,7 @@ func (x *SchedulerItem_Beat) String() string {
 func (*SchedulerItem_Beat) ProtoMessage() {}
 
 func (x *SchedulerItem_Beat) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[30]
+	mi := &file_work_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2531,7 +2599,7 @@ type SchedulerItem_Offer struct {
 
 func (x *SchedulerItem_Offer) Reset() {
 	*x = SchedulerItem_Offer{}
-	mi := &file_work_proto_msgTypes[31]
+	mi := &file_work_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2543,7 +2611,7 @@ func (x *SchedulerItem_Offer) String() string {
 func (*SchedulerItem_Offer) ProtoMessage() {}
 
 func (x *SchedulerItem_Offer) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[31]
+	mi := &file_work_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +2664,7 @@ type SchedulerItem_None struct {
 
 func (x *SchedulerItem_None) Reset() {
 	*x = SchedulerItem_None{}
-	mi := &file_work_proto_msgTypes[32]
+	mi := &file_work_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2608,7 +2676,7 @@ func (x *SchedulerItem_None) String() string {
 func (*SchedulerItem_None) ProtoMessage() {}
 
 func (x *SchedulerItem_None) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[32]
+	mi := &file_work_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2641,7 +2709,7 @@ type SchedulerItem_GiveBack struct {
 
 func (x *SchedulerItem_GiveBack) Reset() {
 	*x = SchedulerItem_GiveBack{}
-	mi := &file_work_proto_msgTypes[33]
+	mi := &file_work_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2653,7 +2721,7 @@ func (x *SchedulerItem_GiveBack) String() string {
 func (*SchedulerItem_GiveBack) ProtoMessage() {}
 
 func (x *SchedulerItem_GiveBack) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[33]
+	mi := &file_work_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2696,7 +2764,7 @@ type SchedulerItem_Bid struct {
 
 func (x *SchedulerItem_Bid) Reset() {
 	*x = SchedulerItem_Bid{}
-	mi := &file_work_proto_msgTypes[34]
+	mi := &file_work_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2708,7 +2776,7 @@ func (x *SchedulerItem_Bid) String() string {
 func (*SchedulerItem_Bid) ProtoMessage() {}
 
 func (x *SchedulerItem_Bid) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[34]
+	mi := &file_work_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2759,6 +2827,58 @@ func (x *SchedulerItem_Bid) GetWant() uint32 {
 	return 0
 }
 
+type SchedulerItem_Own struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           *AttemptRef            `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SchedulerItem_Own) Reset() {
+	*x = SchedulerItem_Own{}
+	mi := &file_work_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SchedulerItem_Own) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SchedulerItem_Own) ProtoMessage() {}
+
+func (x *SchedulerItem_Own) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SchedulerItem_Own.ProtoReflect.Descriptor instead.
+func (*SchedulerItem_Own) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{10, 6}
+}
+
+func (x *SchedulerItem_Own) GetRef() *AttemptRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *SchedulerItem_Own) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
 type CallerItem_Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2769,7 +2889,7 @@ type CallerItem_Hello struct {
 
 func (x *CallerItem_Hello) Reset() {
 	*x = CallerItem_Hello{}
-	mi := &file_work_proto_msgTypes[35]
+	mi := &file_work_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2781,7 +2901,7 @@ func (x *CallerItem_Hello) String() string {
 func (*CallerItem_Hello) ProtoMessage() {}
 
 func (x *CallerItem_Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[35]
+	mi := &file_work_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2820,7 +2940,7 @@ type CallerItem_Beat struct {
 
 func (x *CallerItem_Beat) Reset() {
 	*x = CallerItem_Beat{}
-	mi := &file_work_proto_msgTypes[36]
+	mi := &file_work_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2832,7 +2952,7 @@ func (x *CallerItem_Beat) String() string {
 func (*CallerItem_Beat) ProtoMessage() {}
 
 func (x *CallerItem_Beat) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[36]
+	mi := &file_work_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2860,7 +2980,7 @@ type CallerItem_Submit struct {
 	Call          uint64                 `protobuf:"varint,1,opt,name=call,proto3" json:"call,omitempty"`
 	Op            uint64                 `protobuf:"fixed64,2,opt,name=op,proto3" json:"op,omitempty"`
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	Admit         bool                   `protobuf:"varint,4,opt,name=admit,proto3" json:"admit,omitempty"`
+	Except        string                 `protobuf:"bytes,4,opt,name=except,proto3" json:"except,omitempty"`
 	Hops          uint32                 `protobuf:"varint,5,opt,name=hops,proto3" json:"hops,omitempty"`
 	Request       *ExecuteTask           `protobuf:"bytes,6,opt,name=request,proto3" json:"request,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2869,7 +2989,7 @@ type CallerItem_Submit struct {
 
 func (x *CallerItem_Submit) Reset() {
 	*x = CallerItem_Submit{}
-	mi := &file_work_proto_msgTypes[37]
+	mi := &file_work_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2881,7 +3001,7 @@ func (x *CallerItem_Submit) String() string {
 func (*CallerItem_Submit) ProtoMessage() {}
 
 func (x *CallerItem_Submit) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[37]
+	mi := &file_work_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2918,11 +3038,11 @@ func (x *CallerItem_Submit) GetName() string {
 	return ""
 }
 
-func (x *CallerItem_Submit) GetAdmit() bool {
+func (x *CallerItem_Submit) GetExcept() string {
 	if x != nil {
-		return x.Admit
+		return x.Except
 	}
-	return false
+	return ""
 }
 
 func (x *CallerItem_Submit) GetHops() uint32 {
@@ -2944,13 +3064,14 @@ type CallerItem_Named struct {
 	Call          uint64                 `protobuf:"varint,1,opt,name=call,proto3" json:"call,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Hops          uint32                 `protobuf:"varint,3,opt,name=hops,proto3" json:"hops,omitempty"`
+	Except        string                 `protobuf:"bytes,4,opt,name=except,proto3" json:"except,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CallerItem_Named) Reset() {
 	*x = CallerItem_Named{}
-	mi := &file_work_proto_msgTypes[38]
+	mi := &file_work_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2962,7 +3083,7 @@ func (x *CallerItem_Named) String() string {
 func (*CallerItem_Named) ProtoMessage() {}
 
 func (x *CallerItem_Named) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[38]
+	mi := &file_work_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2999,6 +3120,13 @@ func (x *CallerItem_Named) GetHops() uint32 {
 	return 0
 }
 
+func (x *CallerItem_Named) GetExcept() string {
+	if x != nil {
+		return x.Except
+	}
+	return ""
+}
+
 type CallerItem_Detach struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Call          uint64                 `protobuf:"varint,1,opt,name=call,proto3" json:"call,omitempty"`
@@ -3008,7 +3136,7 @@ type CallerItem_Detach struct {
 
 func (x *CallerItem_Detach) Reset() {
 	*x = CallerItem_Detach{}
-	mi := &file_work_proto_msgTypes[39]
+	mi := &file_work_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3020,7 +3148,7 @@ func (x *CallerItem_Detach) String() string {
 func (*CallerItem_Detach) ProtoMessage() {}
 
 func (x *CallerItem_Detach) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[39]
+	mi := &file_work_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3052,7 +3180,7 @@ type CallerItem_Keys struct {
 
 func (x *CallerItem_Keys) Reset() {
 	*x = CallerItem_Keys{}
-	mi := &file_work_proto_msgTypes[40]
+	mi := &file_work_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3064,7 +3192,7 @@ func (x *CallerItem_Keys) String() string {
 func (*CallerItem_Keys) ProtoMessage() {}
 
 func (x *CallerItem_Keys) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[40]
+	mi := &file_work_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3097,7 +3225,7 @@ type OwnerItem_Hello struct {
 
 func (x *OwnerItem_Hello) Reset() {
 	*x = OwnerItem_Hello{}
-	mi := &file_work_proto_msgTypes[41]
+	mi := &file_work_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3237,7 @@ func (x *OwnerItem_Hello) String() string {
 func (*OwnerItem_Hello) ProtoMessage() {}
 
 func (x *OwnerItem_Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[41]
+	mi := &file_work_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3147,7 +3275,7 @@ type OwnerItem_Beat struct {
 
 func (x *OwnerItem_Beat) Reset() {
 	*x = OwnerItem_Beat{}
-	mi := &file_work_proto_msgTypes[42]
+	mi := &file_work_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3159,7 +3287,7 @@ func (x *OwnerItem_Beat) String() string {
 func (*OwnerItem_Beat) ProtoMessage() {}
 
 func (x *OwnerItem_Beat) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[42]
+	mi := &file_work_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3185,7 +3313,7 @@ type OwnerItem_Update struct {
 
 func (x *OwnerItem_Update) Reset() {
 	*x = OwnerItem_Update{}
-	mi := &file_work_proto_msgTypes[43]
+	mi := &file_work_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3197,7 +3325,7 @@ func (x *OwnerItem_Update) String() string {
 func (*OwnerItem_Update) ProtoMessage() {}
 
 func (x *OwnerItem_Update) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[43]
+	mi := &file_work_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3236,7 +3364,7 @@ type OwnerItem_Gone struct {
 
 func (x *OwnerItem_Gone) Reset() {
 	*x = OwnerItem_Gone{}
-	mi := &file_work_proto_msgTypes[44]
+	mi := &file_work_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3248,7 +3376,7 @@ func (x *OwnerItem_Gone) String() string {
 func (*OwnerItem_Gone) ProtoMessage() {}
 
 func (x *OwnerItem_Gone) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[44]
+	mi := &file_work_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3280,7 +3408,7 @@ type OwnerItem_NotMine struct {
 
 func (x *OwnerItem_NotMine) Reset() {
 	*x = OwnerItem_NotMine{}
-	mi := &file_work_proto_msgTypes[45]
+	mi := &file_work_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3292,7 +3420,7 @@ func (x *OwnerItem_NotMine) String() string {
 func (*OwnerItem_NotMine) ProtoMessage() {}
 
 func (x *OwnerItem_NotMine) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[45]
+	mi := &file_work_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3346,7 +3474,7 @@ const file_work_proto_rawDesc = "" +
 	"\x06values\x18\x02 \x03(\tR\x06values\"8\n" +
 	"\x0eSchedulerFence\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
-	"\x04term\x18\x02 \x01(\x04R\x04term\"\x9e\f\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\"\xa5\r\n" +
 	"\n" +
 	"WorkerItem\x122\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1a.remex.v1.WorkerItem.HelloH\x00R\x05hello\x12/\n" +
@@ -3361,7 +3489,8 @@ const file_work_proto_rawDesc = "" +
 	"\tinventory\x18\n" +
 	" \x01(\v2\x1e.remex.v1.WorkerItem.InventoryH\x00R\tinventory\x122\n" +
 	"\x06fenced\x18\v \x01(\v2\x18.remex.v1.SchedulerFenceH\x00R\x06fenced\x12,\n" +
-	"\x03bye\x18\f \x01(\v2\x18.remex.v1.WorkerItem.ByeH\x00R\x03bye\x1a\xca\x01\n" +
+	"\x03bye\x18\f \x01(\v2\x18.remex.v1.WorkerItem.ByeH\x00R\x03bye\x12;\n" +
+	"\bdisowned\x18\r \x01(\v2\x1d.remex.v1.WorkerItem.DisownedH\x00R\bdisowned\x1a\xca\x01\n" +
 	"\x05Hello\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -3403,7 +3532,10 @@ const file_work_proto_rawDesc = "" +
 	"\x02of\x18\x01 \x01(\tR\x02of\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x121\n" +
 	"\battempts\x18\x03 \x03(\v2\x15.remex.v1.HeldAttemptR\battempts\x1a\x05\n" +
-	"\x03ByeB\x06\n" +
+	"\x03Bye\x1aH\n" +
+	"\bDisowned\x12&\n" +
+	"\x03ref\x18\x01 \x01(\v2\x14.remex.v1.AttemptRefR\x03ref\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05ownerB\x06\n" +
 	"\x04item\"\xad\x02\n" +
 	"\bWorkTask\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -3418,7 +3550,7 @@ const file_work_proto_rawDesc = "" +
 	"\fcommand_blob\x18\b \x01(\fR\vcommandBlob\x12\x1b\n" +
 	"\troot_blob\x18\t \x01(\fR\brootBlob\x12$\n" +
 	"\x0equeued_unix_ns\x18\n" +
-	" \x01(\x03R\fqueuedUnixNs\"\xd3\a\n" +
+	" \x01(\x03R\fqueuedUnixNs\"\x9d\b\n" +
 	"\rSchedulerItem\x125\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1d.remex.v1.SchedulerItem.HelloH\x00R\x05hello\x122\n" +
 	"\x04beat\x18\x02 \x01(\v2\x1c.remex.v1.SchedulerItem.BeatH\x00R\x04beat\x125\n" +
@@ -3428,9 +3560,9 @@ const file_work_proto_rawDesc = "" +
 	"\x03bid\x18\x06 \x01(\v2\x1b.remex.v1.SchedulerItem.BidH\x00R\x03bid\x12*\n" +
 	"\x04kill\x18\a \x01(\v2\x14.remex.v1.AttemptRefH\x00R\x04kill\x122\n" +
 	"\bwithdraw\x18\b \x01(\v2\x14.remex.v1.AttemptRefH\x00R\bwithdraw\x12(\n" +
-	"\x03ack\x18\t \x01(\v2\x14.remex.v1.AttemptRefH\x00R\x03ack\x12(\n" +
+	"\x03ack\x18\t \x01(\v2\x14.remex.v1.AttemptRefH\x00R\x03ack\x12/\n" +
 	"\x03own\x18\n" +
-	" \x01(\v2\x14.remex.v1.AttemptRefH\x00R\x03own\x120\n" +
+	" \x01(\v2\x1b.remex.v1.SchedulerItem.OwnH\x00R\x03own\x120\n" +
 	"\x05fence\x18\v \x01(\v2\x18.remex.v1.SchedulerFenceH\x00R\x05fence\x1a+\n" +
 	"\x05Hello\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3453,7 +3585,10 @@ const file_work_proto_rawDesc = "" +
 	"invocation\x18\x03 \x01(\rR\n" +
 	"invocation\x12$\n" +
 	"\x0earrived_unix_s\x18\x04 \x01(\x03R\farrivedUnixS\x12\x12\n" +
-	"\x04want\x18\x05 \x01(\rR\x04wantB\x06\n" +
+	"\x04want\x18\x05 \x01(\rR\x04want\x1aA\n" +
+	"\x03Own\x12&\n" +
+	"\x03ref\x18\x01 \x01(\v2\x14.remex.v1.AttemptRefR\x03ref\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\tR\x04fromB\x06\n" +
 	"\x04item\"<\n" +
 	"\x10PlatformProperty\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
@@ -3482,7 +3617,7 @@ const file_work_proto_rawDesc = "" +
 	"\aTaskKey\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x14\n" +
 	"\x05scope\x18\x02 \x01(\x06R\x05scope\x12\x16\n" +
-	"\x06action\x18\x03 \x01(\fR\x06action\"\x8d\a\n" +
+	"\x06action\x18\x03 \x01(\fR\x06action\"\xa7\a\n" +
 	"\n" +
 	"CallerItem\x122\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1a.remex.v1.CallerItem.HelloH\x00R\x05hello\x12/\n" +
@@ -3498,18 +3633,19 @@ const file_work_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x1a=\n" +
 	"\x04Beat\x125\n" +
-	"\x05heard\x18\x01 \x03(\v2\x1f.remex.v1.WorkerItem.Beat.HeardR\x05heard\x1a\x9b\x01\n" +
+	"\x05heard\x18\x01 \x03(\v2\x1f.remex.v1.WorkerItem.Beat.HeardR\x05heard\x1a\x9d\x01\n" +
 	"\x06Submit\x12\x12\n" +
 	"\x04call\x18\x01 \x01(\x04R\x04call\x12\x0e\n" +
 	"\x02op\x18\x02 \x01(\x06R\x02op\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
-	"\x05admit\x18\x04 \x01(\bR\x05admit\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06except\x18\x04 \x01(\tR\x06except\x12\x12\n" +
 	"\x04hops\x18\x05 \x01(\rR\x04hops\x12/\n" +
-	"\arequest\x18\x06 \x01(\v2\x15.remex.v1.ExecuteTaskR\arequest\x1aC\n" +
+	"\arequest\x18\x06 \x01(\v2\x15.remex.v1.ExecuteTaskR\arequest\x1a[\n" +
 	"\x05Named\x12\x12\n" +
 	"\x04call\x18\x01 \x01(\x04R\x04call\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
-	"\x04hops\x18\x03 \x01(\rR\x04hops\x1a\x1c\n" +
+	"\x04hops\x18\x03 \x01(\rR\x04hops\x12\x16\n" +
+	"\x06except\x18\x04 \x01(\tR\x06except\x1a\x1c\n" +
 	"\x06Detach\x12\x12\n" +
 	"\x04call\x18\x01 \x01(\x04R\x04call\x1a-\n" +
 	"\x04Keys\x12%\n" +
@@ -3569,7 +3705,7 @@ func file_work_proto_rawDescGZIP() []byte {
 }
 
 var file_work_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_work_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_work_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_work_proto_goTypes = []any{
 	(AttemptState)(0),              // 0: remex.v1.AttemptState
 	(*FromWorker)(nil),             // 1: remex.v1.FromWorker
@@ -3600,24 +3736,26 @@ var file_work_proto_goTypes = []any{
 	(*WorkerItem_Withdrawn)(nil),   // 26: remex.v1.WorkerItem.Withdrawn
 	(*WorkerItem_Inventory)(nil),   // 27: remex.v1.WorkerItem.Inventory
 	(*WorkerItem_Bye)(nil),         // 28: remex.v1.WorkerItem.Bye
-	(*WorkerItem_Beat_Heard)(nil),  // 29: remex.v1.WorkerItem.Beat.Heard
-	(*SchedulerItem_Hello)(nil),    // 30: remex.v1.SchedulerItem.Hello
-	(*SchedulerItem_Beat)(nil),     // 31: remex.v1.SchedulerItem.Beat
-	(*SchedulerItem_Offer)(nil),    // 32: remex.v1.SchedulerItem.Offer
-	(*SchedulerItem_None)(nil),     // 33: remex.v1.SchedulerItem.None
-	(*SchedulerItem_GiveBack)(nil), // 34: remex.v1.SchedulerItem.GiveBack
-	(*SchedulerItem_Bid)(nil),      // 35: remex.v1.SchedulerItem.Bid
-	(*CallerItem_Hello)(nil),       // 36: remex.v1.CallerItem.Hello
-	(*CallerItem_Beat)(nil),        // 37: remex.v1.CallerItem.Beat
-	(*CallerItem_Submit)(nil),      // 38: remex.v1.CallerItem.Submit
-	(*CallerItem_Named)(nil),       // 39: remex.v1.CallerItem.Named
-	(*CallerItem_Detach)(nil),      // 40: remex.v1.CallerItem.Detach
-	(*CallerItem_Keys)(nil),        // 41: remex.v1.CallerItem.Keys
-	(*OwnerItem_Hello)(nil),        // 42: remex.v1.OwnerItem.Hello
-	(*OwnerItem_Beat)(nil),         // 43: remex.v1.OwnerItem.Beat
-	(*OwnerItem_Update)(nil),       // 44: remex.v1.OwnerItem.Update
-	(*OwnerItem_Gone)(nil),         // 45: remex.v1.OwnerItem.Gone
-	(*OwnerItem_NotMine)(nil),      // 46: remex.v1.OwnerItem.NotMine
+	(*WorkerItem_Disowned)(nil),    // 29: remex.v1.WorkerItem.Disowned
+	(*WorkerItem_Beat_Heard)(nil),  // 30: remex.v1.WorkerItem.Beat.Heard
+	(*SchedulerItem_Hello)(nil),    // 31: remex.v1.SchedulerItem.Hello
+	(*SchedulerItem_Beat)(nil),     // 32: remex.v1.SchedulerItem.Beat
+	(*SchedulerItem_Offer)(nil),    // 33: remex.v1.SchedulerItem.Offer
+	(*SchedulerItem_None)(nil),     // 34: remex.v1.SchedulerItem.None
+	(*SchedulerItem_GiveBack)(nil), // 35: remex.v1.SchedulerItem.GiveBack
+	(*SchedulerItem_Bid)(nil),      // 36: remex.v1.SchedulerItem.Bid
+	(*SchedulerItem_Own)(nil),      // 37: remex.v1.SchedulerItem.Own
+	(*CallerItem_Hello)(nil),       // 38: remex.v1.CallerItem.Hello
+	(*CallerItem_Beat)(nil),        // 39: remex.v1.CallerItem.Beat
+	(*CallerItem_Submit)(nil),      // 40: remex.v1.CallerItem.Submit
+	(*CallerItem_Named)(nil),       // 41: remex.v1.CallerItem.Named
+	(*CallerItem_Detach)(nil),      // 42: remex.v1.CallerItem.Detach
+	(*CallerItem_Keys)(nil),        // 43: remex.v1.CallerItem.Keys
+	(*OwnerItem_Hello)(nil),        // 44: remex.v1.OwnerItem.Hello
+	(*OwnerItem_Beat)(nil),         // 45: remex.v1.OwnerItem.Beat
+	(*OwnerItem_Update)(nil),       // 46: remex.v1.OwnerItem.Update
+	(*OwnerItem_Gone)(nil),         // 47: remex.v1.OwnerItem.Gone
+	(*OwnerItem_NotMine)(nil),      // 48: remex.v1.OwnerItem.NotMine
 }
 var file_work_proto_depIdxs = []int32{
 	9,  // 0: remex.v1.FromWorker.items:type_name -> remex.v1.WorkerItem
@@ -3638,55 +3776,58 @@ var file_work_proto_depIdxs = []int32{
 	27, // 15: remex.v1.WorkerItem.inventory:type_name -> remex.v1.WorkerItem.Inventory
 	8,  // 16: remex.v1.WorkerItem.fenced:type_name -> remex.v1.SchedulerFence
 	28, // 17: remex.v1.WorkerItem.bye:type_name -> remex.v1.WorkerItem.Bye
-	30, // 18: remex.v1.SchedulerItem.hello:type_name -> remex.v1.SchedulerItem.Hello
-	31, // 19: remex.v1.SchedulerItem.beat:type_name -> remex.v1.SchedulerItem.Beat
-	32, // 20: remex.v1.SchedulerItem.offer:type_name -> remex.v1.SchedulerItem.Offer
-	33, // 21: remex.v1.SchedulerItem.none:type_name -> remex.v1.SchedulerItem.None
-	34, // 22: remex.v1.SchedulerItem.give_back:type_name -> remex.v1.SchedulerItem.GiveBack
-	35, // 23: remex.v1.SchedulerItem.bid:type_name -> remex.v1.SchedulerItem.Bid
-	5,  // 24: remex.v1.SchedulerItem.kill:type_name -> remex.v1.AttemptRef
-	5,  // 25: remex.v1.SchedulerItem.withdraw:type_name -> remex.v1.AttemptRef
-	5,  // 26: remex.v1.SchedulerItem.ack:type_name -> remex.v1.AttemptRef
-	5,  // 27: remex.v1.SchedulerItem.own:type_name -> remex.v1.AttemptRef
-	8,  // 28: remex.v1.SchedulerItem.fence:type_name -> remex.v1.SchedulerFence
-	12, // 29: remex.v1.ExecuteTask.platform:type_name -> remex.v1.PlatformProperty
-	36, // 30: remex.v1.CallerItem.hello:type_name -> remex.v1.CallerItem.Hello
-	37, // 31: remex.v1.CallerItem.beat:type_name -> remex.v1.CallerItem.Beat
-	38, // 32: remex.v1.CallerItem.submit:type_name -> remex.v1.CallerItem.Submit
-	39, // 33: remex.v1.CallerItem.attach:type_name -> remex.v1.CallerItem.Named
-	39, // 34: remex.v1.CallerItem.look:type_name -> remex.v1.CallerItem.Named
-	39, // 35: remex.v1.CallerItem.cancel:type_name -> remex.v1.CallerItem.Named
-	40, // 36: remex.v1.CallerItem.detach:type_name -> remex.v1.CallerItem.Detach
-	41, // 37: remex.v1.CallerItem.keeps:type_name -> remex.v1.CallerItem.Keys
-	41, // 38: remex.v1.CallerItem.releases:type_name -> remex.v1.CallerItem.Keys
-	42, // 39: remex.v1.OwnerItem.hello:type_name -> remex.v1.OwnerItem.Hello
-	43, // 40: remex.v1.OwnerItem.beat:type_name -> remex.v1.OwnerItem.Beat
-	44, // 41: remex.v1.OwnerItem.update:type_name -> remex.v1.OwnerItem.Update
-	45, // 42: remex.v1.OwnerItem.gone:type_name -> remex.v1.OwnerItem.Gone
-	46, // 43: remex.v1.OwnerItem.not_mine:type_name -> remex.v1.OwnerItem.NotMine
-	8,  // 44: remex.v1.OwnerItem.fenced:type_name -> remex.v1.SchedulerFence
-	7,  // 45: remex.v1.WorkerItem.Hello.properties:type_name -> remex.v1.WorkerProperty
-	6,  // 46: remex.v1.WorkerItem.Hello.attempts:type_name -> remex.v1.HeldAttempt
-	29, // 47: remex.v1.WorkerItem.Beat.heard:type_name -> remex.v1.WorkerItem.Beat.Heard
-	5,  // 48: remex.v1.WorkerItem.Refuse.ref:type_name -> remex.v1.AttemptRef
-	5,  // 49: remex.v1.WorkerItem.Started.ref:type_name -> remex.v1.AttemptRef
-	5,  // 50: remex.v1.WorkerItem.Done.ref:type_name -> remex.v1.AttemptRef
-	5,  // 51: remex.v1.WorkerItem.Withdrawn.ref:type_name -> remex.v1.AttemptRef
-	6,  // 52: remex.v1.WorkerItem.Inventory.attempts:type_name -> remex.v1.HeldAttempt
-	10, // 53: remex.v1.SchedulerItem.Offer.task:type_name -> remex.v1.WorkTask
-	29, // 54: remex.v1.CallerItem.Beat.heard:type_name -> remex.v1.WorkerItem.Beat.Heard
-	13, // 55: remex.v1.CallerItem.Submit.request:type_name -> remex.v1.ExecuteTask
-	14, // 56: remex.v1.CallerItem.Keys.keys:type_name -> remex.v1.TaskKey
-	16, // 57: remex.v1.OwnerItem.Update.update:type_name -> remex.v1.TaskUpdate
-	1,  // 58: remex.v1.Work.Worker:input_type -> remex.v1.FromWorker
-	3,  // 59: remex.v1.Work.Peer:input_type -> remex.v1.FromPeer
-	2,  // 60: remex.v1.Work.Worker:output_type -> remex.v1.ToWorker
-	4,  // 61: remex.v1.Work.Peer:output_type -> remex.v1.ToPeer
-	60, // [60:62] is the sub-list for method output_type
-	58, // [58:60] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	29, // 18: remex.v1.WorkerItem.disowned:type_name -> remex.v1.WorkerItem.Disowned
+	31, // 19: remex.v1.SchedulerItem.hello:type_name -> remex.v1.SchedulerItem.Hello
+	32, // 20: remex.v1.SchedulerItem.beat:type_name -> remex.v1.SchedulerItem.Beat
+	33, // 21: remex.v1.SchedulerItem.offer:type_name -> remex.v1.SchedulerItem.Offer
+	34, // 22: remex.v1.SchedulerItem.none:type_name -> remex.v1.SchedulerItem.None
+	35, // 23: remex.v1.SchedulerItem.give_back:type_name -> remex.v1.SchedulerItem.GiveBack
+	36, // 24: remex.v1.SchedulerItem.bid:type_name -> remex.v1.SchedulerItem.Bid
+	5,  // 25: remex.v1.SchedulerItem.kill:type_name -> remex.v1.AttemptRef
+	5,  // 26: remex.v1.SchedulerItem.withdraw:type_name -> remex.v1.AttemptRef
+	5,  // 27: remex.v1.SchedulerItem.ack:type_name -> remex.v1.AttemptRef
+	37, // 28: remex.v1.SchedulerItem.own:type_name -> remex.v1.SchedulerItem.Own
+	8,  // 29: remex.v1.SchedulerItem.fence:type_name -> remex.v1.SchedulerFence
+	12, // 30: remex.v1.ExecuteTask.platform:type_name -> remex.v1.PlatformProperty
+	38, // 31: remex.v1.CallerItem.hello:type_name -> remex.v1.CallerItem.Hello
+	39, // 32: remex.v1.CallerItem.beat:type_name -> remex.v1.CallerItem.Beat
+	40, // 33: remex.v1.CallerItem.submit:type_name -> remex.v1.CallerItem.Submit
+	41, // 34: remex.v1.CallerItem.attach:type_name -> remex.v1.CallerItem.Named
+	41, // 35: remex.v1.CallerItem.look:type_name -> remex.v1.CallerItem.Named
+	41, // 36: remex.v1.CallerItem.cancel:type_name -> remex.v1.CallerItem.Named
+	42, // 37: remex.v1.CallerItem.detach:type_name -> remex.v1.CallerItem.Detach
+	43, // 38: remex.v1.CallerItem.keeps:type_name -> remex.v1.CallerItem.Keys
+	43, // 39: remex.v1.CallerItem.releases:type_name -> remex.v1.CallerItem.Keys
+	44, // 40: remex.v1.OwnerItem.hello:type_name -> remex.v1.OwnerItem.Hello
+	45, // 41: remex.v1.OwnerItem.beat:type_name -> remex.v1.OwnerItem.Beat
+	46, // 42: remex.v1.OwnerItem.update:type_name -> remex.v1.OwnerItem.Update
+	47, // 43: remex.v1.OwnerItem.gone:type_name -> remex.v1.OwnerItem.Gone
+	48, // 44: remex.v1.OwnerItem.not_mine:type_name -> remex.v1.OwnerItem.NotMine
+	8,  // 45: remex.v1.OwnerItem.fenced:type_name -> remex.v1.SchedulerFence
+	7,  // 46: remex.v1.WorkerItem.Hello.properties:type_name -> remex.v1.WorkerProperty
+	6,  // 47: remex.v1.WorkerItem.Hello.attempts:type_name -> remex.v1.HeldAttempt
+	30, // 48: remex.v1.WorkerItem.Beat.heard:type_name -> remex.v1.WorkerItem.Beat.Heard
+	5,  // 49: remex.v1.WorkerItem.Refuse.ref:type_name -> remex.v1.AttemptRef
+	5,  // 50: remex.v1.WorkerItem.Started.ref:type_name -> remex.v1.AttemptRef
+	5,  // 51: remex.v1.WorkerItem.Done.ref:type_name -> remex.v1.AttemptRef
+	5,  // 52: remex.v1.WorkerItem.Withdrawn.ref:type_name -> remex.v1.AttemptRef
+	6,  // 53: remex.v1.WorkerItem.Inventory.attempts:type_name -> remex.v1.HeldAttempt
+	5,  // 54: remex.v1.WorkerItem.Disowned.ref:type_name -> remex.v1.AttemptRef
+	10, // 55: remex.v1.SchedulerItem.Offer.task:type_name -> remex.v1.WorkTask
+	5,  // 56: remex.v1.SchedulerItem.Own.ref:type_name -> remex.v1.AttemptRef
+	30, // 57: remex.v1.CallerItem.Beat.heard:type_name -> remex.v1.WorkerItem.Beat.Heard
+	13, // 58: remex.v1.CallerItem.Submit.request:type_name -> remex.v1.ExecuteTask
+	14, // 59: remex.v1.CallerItem.Keys.keys:type_name -> remex.v1.TaskKey
+	16, // 60: remex.v1.OwnerItem.Update.update:type_name -> remex.v1.TaskUpdate
+	1,  // 61: remex.v1.Work.Worker:input_type -> remex.v1.FromWorker
+	3,  // 62: remex.v1.Work.Peer:input_type -> remex.v1.FromPeer
+	2,  // 63: remex.v1.Work.Worker:output_type -> remex.v1.ToWorker
+	4,  // 64: remex.v1.Work.Peer:output_type -> remex.v1.ToPeer
+	63, // [63:65] is the sub-list for method output_type
+	61, // [61:63] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_work_proto_init() }
@@ -3707,6 +3848,7 @@ func file_work_proto_init() {
 		(*WorkerItem_Inventory_)(nil),
 		(*WorkerItem_Fenced)(nil),
 		(*WorkerItem_Bye_)(nil),
+		(*WorkerItem_Disowned_)(nil),
 	}
 	file_work_proto_msgTypes[10].OneofWrappers = []any{
 		(*SchedulerItem_Hello_)(nil),
@@ -3718,7 +3860,7 @@ func file_work_proto_init() {
 		(*SchedulerItem_Kill)(nil),
 		(*SchedulerItem_Withdraw)(nil),
 		(*SchedulerItem_Ack)(nil),
-		(*SchedulerItem_Own)(nil),
+		(*SchedulerItem_Own_)(nil),
 		(*SchedulerItem_Fence)(nil),
 	}
 	file_work_proto_msgTypes[14].OneofWrappers = []any{
@@ -3746,7 +3888,7 @@ func file_work_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_work_proto_rawDesc), len(file_work_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   46,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

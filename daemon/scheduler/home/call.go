@@ -29,14 +29,15 @@ type call struct {
 	session uint64
 	n       uint64
 
-	req   *wire.Request // of execute
-	op    uint64        // of execute
-	name  operation.Name
-	named bool // name is set
-	key   operation.Key
-	admit bool
-	hops  uint32
-	tries int
+	req    *wire.Request // of execute
+	op     uint64        // of execute
+	name   operation.Name
+	named  bool // name is set
+	key    operation.Key
+	except string // no home, as far as this call goes
+	mine   bool   // its home sent it back to us
+	hops   uint32
+	tries  int
 
 	at string // the scheduler that has it; "" none
 }
@@ -169,12 +170,11 @@ func (c *Core) route(now time.Time, k *call) {
 	}
 	if k.named && k.kind != execute {
 		if owner := k.name.Owner; owner != c.self && owner != k.from && c.alive(owner) {
-			c.forward(k, owner, false)
+			c.forward(k, owner)
 			return
 		}
 	}
-	to, admit := c.target(k)
-	switch {
+	switch to := c.target(k); {
 	case to == c.self:
 		c.admit(now, k)
 	case to == k.from && k.kind == execute:
@@ -183,7 +183,7 @@ func (c *Core) route(now time.Time, k *call) {
 	case to == k.from:
 		c.admit(now, k)
 	default:
-		c.forward(k, to, admit)
+		c.forward(k, to)
 	}
 }
 
@@ -214,28 +214,32 @@ func (c *Core) here(now time.Time, k *call) bool {
 	return true
 }
 
-// target is who is to have the call's task; admit, that it is to take it
-// whatever it thinks of the key's home.
-func (c *Core) target(k *call) (to string, admit bool) {
-	if k.admit || k.hops >= maxHops || k.kind == execute && !k.req.DoNotCache && c.tasks.Owns(k.key) {
-		return c.self, false
+// target is who is to have the call's task.
+func (c *Core) target(k *call) string {
+	if k.mine || k.hops >= maxHops || k.kind == execute && !k.req.DoNotCache && c.tasks.Owns(k.key) {
+		return c.self
 	}
-	if keeper := c.kept[k.key]; c.alive(keeper) {
-		return keeper, false
+	if keeper := c.kept[k.key]; keeper != k.except && c.alive(keeper) {
+		return keeper
 	}
-	to = c.home(k.key, c.nodes)
+	nodes := c.nodes
+	if k.except != "" {
+		nodes = c.without(nodes, k.except)
+	}
+	to := c.home(k.key, nodes)
 	if to != c.self || c.open {
-		return to, false
+		return to
 	}
 	// Not yet anybody's home: the key's former one takes it.
-	former := c.home(k.key, c.without(c.self))
-	if former == "" {
-		return c.self, false
+	former := c.home(k.key, c.without(nodes, c.self))
+	if former == "" || k.except != "" {
+		return c.self
 	}
+	k.except = c.self
 	if k.kind == execute {
 		c.kept[k.key] = former
 	}
-	return former, true
+	return former
 }
 
 // admit takes the call's task on here.
@@ -263,25 +267,26 @@ func (c *Core) admit(now time.Time, k *call) {
 }
 
 // forward gives the call to a peer, now or when its stream is back.
-func (c *Core) forward(k *call, to string, admit bool) {
+func (c *Core) forward(k *call, to string) {
 	c.move(k, to)
-	c.sendCall(k, admit)
+	c.sendCall(k)
 }
 
-func (c *Core) sendCall(k *call, admit bool) {
+func (c *Core) sendCall(k *call) {
 	p := c.peers[k.at]
 	name := ""
 	if k.named {
 		name = k.name.String()
 	}
+	hops := k.hops + 1
 	switch k.kind {
 	case execute:
-		c.toOwner(p, wire.Submit{Call: k.id, Op: k.op, Name: name, Admit: admit, Hops: k.hops + 1, Request: k.req})
+		c.toOwner(p, wire.Submit{Call: k.id, Op: k.op, Name: name, Except: k.except, Hops: hops, Request: k.req})
 	case wait:
-		c.toOwner(p, wire.Attach{Call: k.id, Name: name, Hops: k.hops + 1})
+		c.toOwner(p, wire.Attach{Call: k.id, Name: name, Except: k.except, Hops: hops})
 	case look:
-		c.toOwner(p, wire.Look{Call: k.id, Name: name, Hops: k.hops + 1})
+		c.toOwner(p, wire.Look{Call: k.id, Name: name, Except: k.except, Hops: hops})
 	case cancel:
-		c.toOwner(p, wire.Cancel{Call: k.id, Name: name, Hops: k.hops + 1})
+		c.toOwner(p, wire.Cancel{Call: k.id, Name: name, Except: k.except, Hops: hops})
 	}
 }

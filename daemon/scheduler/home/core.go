@@ -104,9 +104,10 @@ type peer struct {
 	term    uint64
 	out, in uint64 // sessions of our stream to it and its stream to us; 0: none
 	heard   time.Time
-	refused bool // its port, since out ended
-	home    bool // it is in the set
-	keeps   bool // we have its keeps
+	refused bool      // its port, since out ended
+	home    bool      // it is in the set
+	since   time.Time // it was
+	keeps   bool      // we have its keeps
 	dead    bool
 	hears   map[string]time.Time // whom it last heard, and when
 
@@ -136,7 +137,6 @@ type stray struct {
 // inheritance is what is not yet known of what a dead scheduler had running.
 type inheritance struct {
 	of       string                 // "" of whoever was here before we began
-	nodes    []string               // the set of homes with it
 	kept     map[operation.Key]bool // by it, though their home was here
 	pending  map[string]bool
 	deadline time.Time
@@ -246,9 +246,9 @@ func (c *Core) rehome() {
 	c.nodes = nodes
 }
 
-// without is the set of homes but for one.
-func (c *Core) without(id string) []string {
-	return slices.DeleteFunc(slices.Clone(c.nodes), func(n string) bool { return n == id })
+// without is the nodes but for one.
+func (c *Core) without(nodes []string, id string) []string {
+	return slices.DeleteFunc(slices.Clone(nodes), func(n string) bool { return n == id })
 }
 
 func sortedPeers(m map[string]*peer) []*peer {

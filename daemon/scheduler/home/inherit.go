@@ -12,10 +12,9 @@ import (
 )
 
 // inherit fences the dead peer at all workers, and waits for what they have.
-// nodes is the set of homes with it.
-func (c *Core) inherit(now time.Time, p *peer, nodes []string) {
+func (c *Core) inherit(now time.Time, p *peer) {
 	in := &inheritance{
-		of: p.id, nodes: nodes, kept: make(map[operation.Key]bool),
+		of: p.id, kept: make(map[operation.Key]bool),
 		pending: make(map[string]bool), deadline: now.Add(workerLease),
 	}
 	for key, keeper := range c.kept {
@@ -38,10 +37,10 @@ func (c *Core) inherit(now time.Time, p *peer, nodes []string) {
 }
 
 // inherited reports whether a task of the key may be running for somebody who
-// is gone.
+// is gone: who comes before us for the key, or had told us that it keeps it.
 func (c *Core) inherited(key operation.Key) bool {
 	return slices.ContainsFunc(c.inherits, func(in *inheritance) bool {
-		return in.of == "" || in.kept[key] || c.home(key, in.nodes) == in.of
+		return in.of == "" || in.kept[key] || c.outranks(in.of, key)
 	}) || slices.ContainsFunc(c.strays, func(s stray) bool {
 		return s.key == key && !s.held.DoNotCache && s.held.State != wire.Finished
 	})
@@ -52,11 +51,16 @@ func (c *Core) settle(now time.Time) {
 	c.inherits = slices.DeleteFunc(c.inherits, func(in *inheritance) bool {
 		return !now.Before(in.deadline) || c.known(now, in)
 	})
+	for key := range c.tasks.Held {
+		if c.alive(c.kept[key]) {
+			c.reroute(now, c.tasks.YieldHeld(now, key))
+		}
+	}
 	c.tasks.Release(now, c.inherited)
 	for _, k := range slices.SortedFunc(maps.Keys(c.holds), func(a, b *call) int { return cmp.Compare(a.id, b.id) }) {
 		if !c.here(now, k) && !c.inherited(k.key) {
-			delete(c.holds, k)
-			c.admit(now, k)
+			c.move(k, "")
+			c.route(now, k)
 		}
 	}
 }
@@ -130,6 +134,14 @@ func (c *Core) FromWorker(now time.Time, id string, session uint64, m wire.FromW
 		}
 		c.drain(now)
 		return
+	case wire.Disowned:
+		key, orphans := c.tasks.Yield(now, id, m.Ref)
+		if len(orphans) > 0 && c.alive(m.Owner) {
+			c.kept[key] = m.Owner
+		}
+		c.reroute(now, orphans)
+		c.drain(now)
+		return
 	case wire.Inventory:
 		c.strayed(now, id, m.Attempts)
 		for _, in := range c.inherits {
@@ -176,7 +188,7 @@ func (c *Core) claimStray(now time.Time, s stray) bool {
 			return false
 		}
 	}
-	if c.home(s.key, c.nodes) != c.self {
+	if !c.heir(now, s.key) {
 		return true
 	}
 	if s.held.State == wire.Finished {
@@ -187,6 +199,19 @@ func (c *Core) claimStray(now time.Time, s stray) bool {
 	}
 	c.adopt(now, s)
 	return true
+}
+
+// heir reports whether an attempt of the key is ours to take over: when we have
+// a task of it, or are its home among those that have been here for long enough
+// to have known its owner.
+func (c *Core) heir(now time.Time, key operation.Key) bool {
+	if c.tasks.Owns(key) {
+		return true
+	}
+	nodes := slices.DeleteFunc(slices.Clone(c.nodes), func(id string) bool {
+		return id != c.self && now.Sub(c.peers[id].since) < openWithin
+	})
+	return c.home(key, nodes) == c.self
 }
 
 func (c *Core) adopt(now time.Time, s stray) bool {
@@ -209,7 +234,13 @@ func (c *Core) depose(now time.Time, term uint64) {
 	for _, p := range c.peers {
 		p.keeps = false
 	}
-	orphans := c.tasks.Abandon(now)
+	c.reroute(now, c.tasks.Abandon(now))
+	c.emit(Rejoin{})
+}
+
+// reroute sends those who waited on tasks that were given up here to where
+// these are now.
+func (c *Core) reroute(now time.Time, orphans []tasks.Orphan) {
 	for _, o := range orphans {
 		k := c.calls[uint64(o.Waiter)]
 		if k == nil {
@@ -221,7 +252,6 @@ func (c *Core) depose(now time.Time, term uint64) {
 		}
 		c.route(now, k)
 	}
-	c.emit(Rejoin{})
 }
 
 // Tick lets time pass. It is to be called at least every 100 ms.

@@ -30,11 +30,11 @@ func (c *Core) PeerUp(now time.Time, id string, session, term uint64) {
 	p.dead = false
 	if !p.home {
 		c.toOwner(p, wire.Keeps{Keys: c.keptFrom(id)})
-		p.home = true
+		p.home, p.since = true, now
 		c.rehome()
 	}
 	for _, k := range sortedCalls(p.ours) {
-		c.sendCall(k, !c.open)
+		c.sendCall(k)
 	}
 	c.drain(now)
 }
@@ -110,7 +110,9 @@ func (c *Core) FromOwner(now time.Time, id string, session uint64, m wire.ToCall
 	case wire.NotMine:
 		if k := p.ours[m.Call]; k != nil {
 			delete(c.kept, k.key)
-			k.admit = true
+			if k.mine = k.except != "" && k.except != id; !k.mine {
+				k.except = id
+			}
 			c.route(now, k)
 		}
 	case wire.OwnerFenced:
@@ -166,18 +168,18 @@ func (c *Core) FromCaller(now time.Time, id string, session uint64, m wire.ToOwn
 	case wire.Submit:
 		k := &call{
 			kind: execute, from: id, session: session, n: m.Call, op: m.Op, req: m.Request,
-			key: m.Request.Key(), admit: m.Admit, hops: m.Hops,
+			key: m.Request.Key(), except: m.Except, hops: m.Hops,
 		}
 		if n, err := operation.Parse(m.Name); err == nil {
 			k.name, k.named = n, true
 		}
 		c.route(now, c.newCall(k))
 	case wire.Attach:
-		c.forwarded(now, p, wait, m.Call, m.Name, m.Hops)
+		c.forwarded(now, p, wait, m)
 	case wire.Look:
-		c.forwarded(now, p, look, m.Call, m.Name, m.Hops)
+		c.forwarded(now, p, look, wire.Attach(m))
 	case wire.Cancel:
-		c.forwarded(now, p, cancel, m.Call, m.Name, m.Hops)
+		c.forwarded(now, p, cancel, wire.Attach(m))
 	case wire.Detach:
 		if k := p.theirs[m.Call]; k != nil {
 			c.detach(now, k)
@@ -187,7 +189,10 @@ func (c *Core) FromCaller(now time.Time, id string, session uint64, m wire.ToOwn
 		for _, k := range m.Keys {
 			c.kept[k] = id
 		}
+		// What strayed has been taken in.
+		c.strays = slices.DeleteFunc(c.strays, func(s stray) bool { return c.kept[s.key] == id })
 		c.tryOpen(now)
+		c.settle(now)
 	case wire.Releases:
 		for _, k := range m.Keys {
 			if c.kept[k] == id {
@@ -198,14 +203,15 @@ func (c *Core) FromCaller(now time.Time, id string, session uint64, m wire.ToOwn
 	c.drain(now)
 }
 
-func (c *Core) forwarded(now time.Time, p *peer, kd kind, n uint64, name string, hops uint32) {
-	parsed, err := operation.Parse(name)
+func (c *Core) forwarded(now time.Time, p *peer, kd kind, m wire.Attach) {
+	parsed, err := operation.Parse(m.Name)
 	if err != nil {
-		c.toCaller(p, p.in, wire.Gone{Call: n})
+		c.toCaller(p, p.in, wire.Gone{Call: m.Call})
 		return
 	}
 	c.route(now, c.newCall(&call{
-		kind: kd, from: p.id, session: p.in, n: n, name: parsed, named: true, key: parsed.Key, hops: hops,
+		kind: kd, from: p.id, session: p.in, n: m.Call, name: parsed, named: true, key: parsed.Key,
+		except: m.Except, hops: m.Hops,
 	}))
 }
 
@@ -245,11 +251,10 @@ func (c *Core) bury(now time.Time, p *peer) {
 	if !refused && (now.Sub(p.heard) < silentAfter || c.heardOf(now, p.id)) {
 		return
 	}
-	nodes := c.nodes
 	p.dead, p.home, p.keeps = true, false, false
 	c.rehome()
 	c.fences[p.id] = fence{term: p.term, until: now.Add(fenceFor)}
-	c.inherit(now, p, nodes)
+	c.inherit(now, p)
 	c.dropTheirs(now, p)
 	for _, k := range sortedCalls(p.ours) {
 		c.move(k, "")

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/remex-build/terraform-provider-remex/daemon/scheduler/operation"
 	"github.com/remex-build/terraform-provider-remex/daemon/scheduler/wire"
 )
 
@@ -217,18 +218,48 @@ func (c *Core) Abandon(now time.Time) []Orphan {
 		}
 	}
 	for _, t := range sorted(live) {
-		for _, w := range t.waiters {
-			delete(c.waiters, w.id)
-			orphans = append(orphans, Orphan{Waiter: w.id, Name: t.update(w).Name})
-		}
-		t.waiters = nil
-		for _, a := range slices.Clone(t.attempts) {
-			c.end(now, a)
-		}
-		c.finish(now, t, nil, nil)
-		c.forget(t)
+		orphans = append(orphans, c.abandon(now, t)...)
 	}
 	return orphans
+}
+
+func (c *Core) abandon(now time.Time, t *task) (orphans []Orphan) {
+	for _, w := range t.waiters {
+		delete(c.waiters, w.id)
+		orphans = append(orphans, Orphan{Waiter: w.id, Name: t.update(w).Name})
+	}
+	t.waiters = nil
+	for _, a := range slices.Clone(t.attempts) {
+		c.end(now, a)
+	}
+	c.finish(now, t, nil, nil)
+	c.forget(t)
+	return orphans
+}
+
+// Yield gives up an attempt that turned out to be another scheduler's, and with
+// it the task if that was all there was of it. It returns the task's key, and
+// those who waited on it.
+func (c *Core) Yield(now time.Time, workerID string, ref wire.Ref) (key operation.Key, orphans []Orphan) {
+	w := c.workers[workerID]
+	if w == nil || w.attempts[ref] == nil {
+		return key, nil
+	}
+	a := w.attempts[ref]
+	c.end(now, a)
+	if t := a.t; t.state != done && len(t.attempts) == 0 {
+		return t.key, c.abandon(now, t)
+	}
+	return key, nil
+}
+
+// YieldHeld gives up a task that has not been released, because another
+// scheduler turned out to have it. It returns those who waited on it.
+func (c *Core) YieldHeld(now time.Time, key operation.Key) []Orphan {
+	if t := c.byKey[key]; t != nil && t.state == held {
+		return c.abandon(now, t)
+	}
+	return nil
 }
 
 // Orphan is a waiter whose task was given up here.

@@ -244,6 +244,16 @@ func (c *Core) Release(now time.Time, stillHeld func(operation.Key) bool) {
 	c.flushBids(now)
 }
 
+// Held yields the keys of the tasks that calls merge with and that wait for
+// Release, in order of arrival.
+func (c *Core) Held(yield func(operation.Key) bool) {
+	for _, t := range sorted(c.held) {
+		if t.mergeable && !yield(t.key) {
+			return
+		}
+	}
+}
+
 // sorted is the set in order of arrival.
 func sorted(set map[*task]struct{}) []*task {
 	ts := make([]*task, 0, len(set))

@@ -163,7 +163,7 @@ func (c *Core) Adopt(now time.Time, workerID string, h wire.Held) bool {
 	} else {
 		c.take(now, t, w, h)
 	}
-	c.send(w, wire.Own{Ref: h.Ref})
+	c.send(w, wire.Own{Ref: h.Ref, From: h.Owner})
 	return true
 }
 

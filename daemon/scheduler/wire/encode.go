@@ -118,6 +118,8 @@ func EncodeFromWorker(m FromWorker) *pb.WorkerItem {
 		}}}
 	case Fenced:
 		return &pb.WorkerItem{Item: &pb.WorkerItem_Fenced{Fenced: &pb.SchedulerFence{Node: m.Node, Term: m.Term}}}
+	case Disowned:
+		return &pb.WorkerItem{Item: &pb.WorkerItem_Disowned_{Disowned: &pb.WorkerItem_Disowned{Ref: ref(m.Ref), Owner: m.Owner}}}
 	case Bye:
 		return &pb.WorkerItem{Item: &pb.WorkerItem_Bye_{Bye: &pb.WorkerItem_Bye{}}}
 	}
@@ -161,6 +163,8 @@ func DecodeFromWorker(it *pb.WorkerItem) FromWorker {
 		return Inventory{Of: v.Inventory.GetOf(), Term: v.Inventory.GetTerm(), Attempts: heldFromWire(v.Inventory.GetAttempts())}
 	case *pb.WorkerItem_Fenced:
 		return Fenced{Node: v.Fenced.GetNode(), Term: v.Fenced.GetTerm()}
+	case *pb.WorkerItem_Disowned_:
+		return Disowned{unref(v.Disowned.GetRef()), v.Disowned.GetOwner()}
 	case *pb.WorkerItem_Bye_:
 		return Bye{}
 	}
@@ -198,7 +202,7 @@ func EncodeToWorker(m ToWorker) *pb.SchedulerItem {
 	case Ack:
 		return &pb.SchedulerItem{Item: &pb.SchedulerItem_Ack{Ack: ref(m.Ref)}}
 	case Own:
-		return &pb.SchedulerItem{Item: &pb.SchedulerItem_Own{Own: ref(m.Ref)}}
+		return &pb.SchedulerItem{Item: &pb.SchedulerItem_Own_{Own: &pb.SchedulerItem_Own{Ref: ref(m.Ref), From: m.From}}}
 	case Fence:
 		return &pb.SchedulerItem{Item: &pb.SchedulerItem_Fence{Fence: &pb.SchedulerFence{Node: m.Node, Term: m.Term}}}
 	}
@@ -239,8 +243,8 @@ func DecodeToWorker(it *pb.SchedulerItem) (ToWorker, error) {
 		return Withdraw{unref(v.Withdraw)}, nil
 	case *pb.SchedulerItem_Ack:
 		return Ack{unref(v.Ack)}, nil
-	case *pb.SchedulerItem_Own:
-		return Own{unref(v.Own)}, nil
+	case *pb.SchedulerItem_Own_:
+		return Own{unref(v.Own.GetRef()), v.Own.GetFrom()}, nil
 	case *pb.SchedulerItem_Fence:
 		return Fence{Node: v.Fence.GetNode(), Term: v.Fence.GetTerm()}, nil
 	}

@@ -11,8 +11,8 @@ import (
 
 // EncodeToOwner is m as it travels.
 func EncodeToOwner(m ToOwner) *pb.CallerItem {
-	named := func(call uint64, name string, hops uint32) *pb.CallerItem_Named {
-		return &pb.CallerItem_Named{Call: call, Name: name, Hops: hops}
+	named := func(call uint64, name, except string, hops uint32) *pb.CallerItem_Named {
+		return &pb.CallerItem_Named{Call: call, Name: name, Except: except, Hops: hops}
 	}
 	switch m := m.(type) {
 	case CallerHello:
@@ -21,14 +21,14 @@ func EncodeToOwner(m ToOwner) *pb.CallerItem {
 		return &pb.CallerItem{Item: &pb.CallerItem_Beat_{Beat: &pb.CallerItem_Beat{Heard: heardToWire(m.Heard)}}}
 	case Submit:
 		return &pb.CallerItem{Item: &pb.CallerItem_Submit_{Submit: &pb.CallerItem_Submit{
-			Call: m.Call, Op: m.Op, Name: m.Name, Admit: m.Admit, Hops: m.Hops, Request: requestToWire(m.Request),
+			Call: m.Call, Op: m.Op, Name: m.Name, Except: m.Except, Hops: m.Hops, Request: requestToWire(m.Request),
 		}}}
 	case Attach:
-		return &pb.CallerItem{Item: &pb.CallerItem_Attach{Attach: named(m.Call, m.Name, m.Hops)}}
+		return &pb.CallerItem{Item: &pb.CallerItem_Attach{Attach: named(m.Call, m.Name, m.Except, m.Hops)}}
 	case Look:
-		return &pb.CallerItem{Item: &pb.CallerItem_Look{Look: named(m.Call, m.Name, m.Hops)}}
+		return &pb.CallerItem{Item: &pb.CallerItem_Look{Look: named(m.Call, m.Name, m.Except, m.Hops)}}
 	case Cancel:
-		return &pb.CallerItem{Item: &pb.CallerItem_Cancel{Cancel: named(m.Call, m.Name, m.Hops)}}
+		return &pb.CallerItem{Item: &pb.CallerItem_Cancel{Cancel: named(m.Call, m.Name, m.Except, m.Hops)}}
 	case Detach:
 		return &pb.CallerItem{Item: &pb.CallerItem_Detach_{Detach: &pb.CallerItem_Detach{Call: m.Call}}}
 	case Keeps:
@@ -52,13 +52,13 @@ func DecodeToOwner(it *pb.CallerItem) (ToOwner, error) {
 		if err != nil {
 			return nil, fmt.Errorf("submitted request: %w", err)
 		}
-		return Submit{Call: s.GetCall(), Op: s.GetOp(), Name: s.GetName(), Admit: s.GetAdmit(), Hops: s.GetHops(), Request: r}, nil
+		return Submit{Call: s.GetCall(), Op: s.GetOp(), Name: s.GetName(), Except: s.GetExcept(), Hops: s.GetHops(), Request: r}, nil
 	case *pb.CallerItem_Attach:
-		return Attach{Call: v.Attach.GetCall(), Name: v.Attach.GetName(), Hops: v.Attach.GetHops()}, nil
+		return Attach{Call: v.Attach.GetCall(), Name: v.Attach.GetName(), Except: v.Attach.GetExcept(), Hops: v.Attach.GetHops()}, nil
 	case *pb.CallerItem_Look:
-		return Look{Call: v.Look.GetCall(), Name: v.Look.GetName(), Hops: v.Look.GetHops()}, nil
+		return Look{Call: v.Look.GetCall(), Name: v.Look.GetName(), Except: v.Look.GetExcept(), Hops: v.Look.GetHops()}, nil
 	case *pb.CallerItem_Cancel:
-		return Cancel{Call: v.Cancel.GetCall(), Name: v.Cancel.GetName(), Hops: v.Cancel.GetHops()}, nil
+		return Cancel{Call: v.Cancel.GetCall(), Name: v.Cancel.GetName(), Except: v.Cancel.GetExcept(), Hops: v.Cancel.GetHops()}, nil
 	case *pb.CallerItem_Detach_:
 		return Detach{v.Detach.GetCall()}, nil
 	case *pb.CallerItem_Keeps:

@@ -17,32 +17,36 @@ type (
 	// CallerBeat says that the caller lives, and which schedulers it hears.
 	CallerBeat struct{ Heard []Heard }
 	// Submit is an Execute call. Op is a nonce of the call, Name how its
-	// operation was called before, if it was. Admit: take it even though
-	// the key's home is elsewhere. Hops counts forwarders.
+	// operation was called before, if it was. Except is a scheduler that is
+	// not to be thought of as a home, as it has yet to learn who has what.
+	// Hops counts forwarders.
 	Submit struct {
 		Call    uint64
 		Op      uint64
 		Name    string
-		Admit   bool
+		Except  string
 		Hops    uint32
 		Request *Request
 	}
 	// Attach, Look and Cancel are WaitExecution, GetOperation and
 	// CancelOperation calls. The latter two are answered by one Update or Gone.
 	Attach struct {
-		Call uint64
-		Name string
-		Hops uint32
+		Call   uint64
+		Name   string
+		Except string
+		Hops   uint32
 	}
 	Look struct {
-		Call uint64
-		Name string
-		Hops uint32
+		Call   uint64
+		Name   string
+		Except string
+		Hops   uint32
 	}
 	Cancel struct {
-		Call uint64
-		Name string
-		Hops uint32
+		Call   uint64
+		Name   string
+		Except string
+		Hops   uint32
 	}
 	// Detach ends a call's waiting, and nothing else.
 	Detach struct{ Call uint64 }

@@ -100,6 +100,11 @@ type (
 		Node string
 		Term uint64
 	}
+	// Disowned answers Own: the attempt answers to another owner already.
+	Disowned struct {
+		Ref
+		Owner string
+	}
 	// Bye says that the worker stops, having ended all it ran.
 	Bye struct{}
 )
@@ -115,6 +120,7 @@ func (Done) fromWorker()           {}
 func (Withdrawn) fromWorker()      {}
 func (Inventory) fromWorker()      {}
 func (Fenced) fromWorker()         {}
+func (Disowned) fromWorker()       {}
 func (Bye) fromWorker()            {}
 
 // ToWorker is what a scheduler says to a worker: one of the types below.
@@ -157,9 +163,13 @@ type (
 	Withdraw struct{ Ref }
 	// Ack says that Done was taken note of.
 	Ack struct{ Ref }
-	// Own makes the sender the scheduler that the attempt answers to. If it
-	// has finished, Done follows.
-	Own struct{ Ref }
+	// Own makes the sender the scheduler that the attempt answers to, in place
+	// of From. If it has finished, Done follows; if it answers to somebody else
+	// by now, Disowned.
+	Own struct {
+		Ref
+		From string
+	}
 	// Fence ends a scheduler's terms up to Term. Inventory answers it.
 	Fence struct {
 		Node string

@@ -299,14 +299,25 @@ func (c *Core) Received(now time.Time, id string, session uint64, m wire.ToWorke
 			r.acked = true
 		}
 	case wire.Own:
-		if r := c.runs[m.Ref]; r != nil {
-			r.owner = id
-			if r.state == wire.Finished {
-				c.send(s, r.done)
-			}
-		}
+		c.own(s, m)
 	}
 	c.settle(now)
+}
+
+// own passes an attempt from one owner to another.
+func (c *Core) own(s *sched, m wire.Own) {
+	r := c.runs[m.Ref]
+	switch {
+	case r == nil:
+		c.send(s, wire.Disowned{Ref: m.Ref})
+	case r.owner != m.From && r.owner != s.id:
+		c.send(s, wire.Disowned{Ref: m.Ref, Owner: r.owner})
+	default:
+		r.owner = s.id
+		if r.state == wire.Finished {
+			c.send(s, r.done)
+		}
+	}
 }
 
 // rebuff tells a fenced scheduler so, and refuses what it places.
