@@ -295,7 +295,7 @@ func (s *Store) keepJournal(ctx context.Context) {
 func (s *Store) snapshotDue() bool {
 	st := s.counts()
 	blobs := st.OwnedBlobs + st.CachedBlobs
-	return s.journal.length() > max(16<<20, 2*64*blobs) || !s.journal.whole()
+	return s.journal.length() > max(16<<20, 2*64*blobs) || s.journal.incomplete()
 }
 
 // Close ends the use of the directory, after Run has returned. What is in

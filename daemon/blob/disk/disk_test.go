@@ -125,6 +125,12 @@ func put(t testing.TB, s *Store, kind Kind, bs ...blob.Blob) {
 	}
 }
 
+// remove drops a copy, as eviction would.
+func remove(s *Store, d digest.Digest) bool {
+	e, ok := s.lookup(d, false)
+	return ok && s.drop(d, e)
+}
+
 func get(s *Store, d digest.Digest) ([]byte, error) {
 	r, err := s.Get(context.Background(), d, 0)
 	if err != nil {

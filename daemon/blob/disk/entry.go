@@ -1,7 +1,6 @@
 package disk
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"sync"
@@ -118,16 +117,20 @@ func (s *Store) move(d digest.Digest, from, to place) bool {
 }
 
 // forget removes d's entry if it still lies where e does, and journals that.
-// The caller deletes its files, under the lock of their names, after a flush.
+// A file stays where it is, even when the record of its sums is moved. The caller deletes its files, under the lock of their names, after a flush.
 func (s *Store) forget(d digest.Digest, e entry) (entry, bool) {
 	sh := s.index.shard(d)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	i := s.index.findLocked(sh, d)
-	if i == 0 || sh.node(i).entry.place != e.place {
+	if i == 0 {
 		return entry{}, false
 	}
-	e = sh.node(i).entry
+	now := sh.node(i).entry
+	if now.place != e.place && now.flags&e.flags&flagFile == 0 {
+		return entry{}, false
+	}
+	e = now
 	s.index.removeLocked(sh, i)
 	s.journal.add(opDrop, d, e)
 	if e.place.seg != 0 {
@@ -258,11 +261,4 @@ func (s *Store) SetKind(d digest.Digest, kind Kind) bool {
 // here.
 func (s *Store) Own(d digest.Digest) bool {
 	return d.IsEmpty() || s.renew(d, Owned)
-}
-
-// Delete drops a copy, as eviction would. It is for copies that the caller
-// knows to be wrong or unwanted.
-func (s *Store) Delete(_ context.Context, d digest.Digest) bool {
-	e, ok := s.lookup(d, false)
-	return ok && s.drop(d, e)
 }

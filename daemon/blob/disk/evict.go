@@ -25,6 +25,9 @@ func (s *Store) keepRoom(ctx context.Context) {
 		if s.shortage() > 0 {
 			found = s.evict(ctx)
 			s.space.look(s)
+			if !found {
+				s.space.fruitless.Store(time.Now().UnixNano())
+			}
 		} else {
 			s.space.full.Store(false)
 		}
@@ -66,12 +69,19 @@ func (s *Store) evict(ctx context.Context) bool {
 	slack := max(0, min(s.space.low-s.space.live, goal/10))
 	inodes := s.space.noInode.Load()
 	done := func() bool {
+		if inodes {
+			s.space.look(s)
+			inodes = s.space.noInode.Load()
+		}
 		return ctx.Err() != nil || !inodes && s.space.used.Load()-s.deadBytes() <= goal-slack
 	}
-	n := s.evictKind(Cached, s.now(), done)
+	n := 0
+	if inodes {
+		n += s.evictVariants(done)
+	}
+	n += s.evictKind(Cached, s.now(), done)
 	if !done() {
 		n += s.evictVariants(done)
-		inodes = false
 	}
 	if !done() {
 		oldest := time.Now().Add(-s.o.MinAge).Unix()
@@ -86,8 +96,8 @@ func (s *Store) evict(ctx context.Context) bool {
 // deadBytes is what rewriting segments would give back.
 func (s *Store) deadBytes() (n int64) {
 	for _, g := range s.segs.all() {
-		if dead := g.dead(); dead > 0 {
-			n += dead
+		if g.sealed.Load() && !g.stuck {
+			n += max(g.dead(), 0)
 		}
 	}
 	return n

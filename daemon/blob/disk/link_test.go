@@ -310,7 +310,7 @@ func TestEverythingAtOnce(t *testing.T) {
 				}
 				switch i % 50 {
 				case 7:
-					d.Delete(t.Context(), b.Digest)
+					remove(d.Store, b.Digest)
 				case 17:
 					d.app.seal()
 					d.space.kick()

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"slices"
 	"time"
@@ -271,18 +270,12 @@ func (l *loader) merge(live *shard, d digest.Digest, e entry) {
 	}
 }
 
-// birth is when a file was made, as far as the file system knows.
-func birth(path string) (size int64, made time.Time, err error) {
-	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_SIZE|unix.STATX_BTIME|unix.STATX_CTIME, &st); err != nil {
-		if errors.Is(err, unix.ENOENT) {
-			err = fs.ErrNotExist
-		}
+// changed is when a file was last changed: given its name, or linked to. Its
+// modification time is the same for all.
+func changed(path string) (size int64, at time.Time, err error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
 		return 0, time.Time{}, err
 	}
-	t := st.Ctime
-	if st.Mask&unix.STATX_BTIME != 0 {
-		t = st.Btime
-	}
-	return int64(st.Size), time.Unix(t.Sec, int64(t.Nsec)), nil
+	return st.Size, time.Unix(st.Ctim.Unix()), nil
 }

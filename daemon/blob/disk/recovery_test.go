@@ -82,7 +82,7 @@ func TestRestart(t *testing.T) {
 	a.SetKind(owned[0].Digest, Cached)
 	gone := blobtest.Blob(999, 400_000)
 	put(t, a.Store, Owned, gone)
-	if !a.Delete(t.Context(), gone.Digest) {
+	if !remove(a.Store, gone.Digest) {
 		t.Error("delete: it was not there")
 	}
 	for _, b := range owned[:14] {
@@ -225,7 +225,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 			have[b.Digest] = b
 			delete(gone, b.Digest)
 		case 5, 6:
-			a.Delete(t.Context(), b.Digest)
+			remove(a, b.Digest)
 			if _, ok := have[b.Digest]; ok {
 				gone[b.Digest] = b
 			}

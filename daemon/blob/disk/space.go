@@ -120,7 +120,7 @@ func (s *Store) reserve(ctx context.Context, n int64, file bool) error {
 		defer timeout.Stop()
 		// As long as the evictor finds something it is our turn some time. The
 		// round under way may have begun before we asked.
-		for vain := 0; vain < 2; {
+		for vain := 0; vain < 2 && !s.space.hopeless(); {
 			r := s.space.nextRound()
 			select {
 			case <-r.done:

@@ -265,7 +265,7 @@ func TestSparseSegmentsAreRewritten(t *testing.T) {
 	defer r.Close()
 	before := s.space.used.Load()
 	for _, b := range drop {
-		s.Delete(t.Context(), b.Digest)
+		remove(s, b.Digest)
 	}
 	s.app.seal()
 	s.rewriteSparse(t.Context())
@@ -292,8 +292,8 @@ func TestReadersOutliveEviction(t *testing.T) {
 	}
 	g := s.segs.acquire(1)
 	defer g.release()
-	s.Delete(t.Context(), small.Digest)
-	s.Delete(t.Context(), large.Digest)
+	remove(s, small.Digest)
+	remove(s, large.Digest)
 	s.app.seal()
 	s.rewriteFor(t.Context(), 0)
 	if st := s.Stats(); st.Segments != 0 {

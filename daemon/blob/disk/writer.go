@@ -1,0 +1,150 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/remex-build/terraform-provider-remex/daemon/blob"
+	"github.com/remex-build/terraform-provider-remex/daemon/digest"
+)
+
+// largeBytes is what a large blob takes: its file, and the record of its sums.
+func largeBytes(d digest.Digest) int64 {
+	n := fileBytes(d.Size())
+	if sums := sumsSize(d.Size()); sums > 0 {
+		n += recordSize(d, sums)
+	}
+	return n
+}
+
+// Create begins the upload of a blob. Nothing is stored before Commit. The
+// whole room that the blob will take is reserved until Commit or Close.
+func (s *Store) Create(d digest.Digest, kind Kind) (*Writer, error) {
+	return s.create(context.Background(), d, kind)
+}
+
+func (s *Store) create(ctx context.Context, d digest.Digest, kind Kind) (*Writer, error) {
+	if !d.Function().Computable() {
+		return nil, fmt.Errorf("%s: this build cannot hash with %s: %w", d, d.Function(), blob.ErrMismatch)
+	}
+	w := &Writer{s: s, d: d, kind: kind}
+	if d.Size() <= blob.SmallSize {
+		return w, nil
+	}
+	room := largeBytes(d)
+	if err := s.reserve(ctx, room, true); err != nil {
+		return nil, fmt.Errorf("store %s: %w", d, err)
+	}
+	w.room = room
+	w.path = s.tempPath()
+	err := s.fault("create")
+	if err == nil {
+		w.f, err = os.OpenFile(w.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	}
+	if err != nil {
+		s.release(room)
+		return nil, fmt.Errorf("store %s: %w", d, diskError(err))
+	}
+	w.h = digest.NewHasher(d.Function())
+	return w, nil
+}
+
+// Writer takes the bytes of one blob, in order, and hashes them as they come.
+// It is not safe for concurrent use. Small blobs stay in memory until Commit.
+type Writer struct {
+	s    *Store
+	d    digest.Digest
+	kind Kind
+	room int64
+	off  int64
+	buf  []byte // of a small blob
+	f    *os.File
+	path string
+	h    *digest.Hasher
+	sum  summer
+	err  error
+}
+
+// Offset is how many bytes were written so far.
+func (w *Writer) Offset() int64 { return w.off }
+
+// Write appends p. After an error the Writer is of no more use.
+func (w *Writer) Write(p []byte) (int, error) {
+	if w.err != nil {
+		return 0, w.err
+	}
+	if w.off+int64(len(p)) > w.d.Size() {
+		w.err = fmt.Errorf("store %s: more bytes than its size: %w", w.d, blob.ErrMismatch)
+		return 0, w.err
+	}
+	if w.f == nil {
+		w.buf = append(w.buf, p...)
+		w.off += int64(len(p))
+		return len(p), nil
+	}
+	err := w.s.fault("write")
+	n := 0
+	if err == nil {
+		n, err = w.f.Write(p)
+	}
+	w.h.Write(p[:n])
+	w.sum.write(p[:n])
+	w.off += int64(n)
+	if err != nil {
+		w.err = fmt.Errorf("store %s: %w", w.d, diskError(err))
+	}
+	return n, w.err
+}
+
+// Commit stores the blob if its bytes are d's, and ErrMismatch otherwise.
+func (w *Writer) Commit() error {
+	if w.err != nil {
+		return w.err
+	}
+	w.err = w.commit()
+	if w.err == nil {
+		w.err = errCommitted
+		return nil
+	}
+	return w.err
+}
+
+var errCommitted = errors.New("the blob is stored already")
+
+func (w *Writer) commit() error {
+	s := w.s
+	if w.f == nil {
+		if w.off != w.d.Size() {
+			return fmt.Errorf("store %s: %d bytes came: %w", w.d, w.off, blob.ErrMismatch)
+		}
+		return s.PutBatch(context.Background(), w.kind, []blob.Blob{{Digest: w.d, Data: w.buf}})[0]
+	}
+	if w.off != w.d.Size() || w.h.Digest() != w.d {
+		return fmt.Errorf("store %s: %w", w.d, blob.ErrMismatch)
+	}
+	if err := s.finishFile(w.f, w.path, 0o444); err != nil {
+		return fmt.Errorf("store %s: %w", w.d, err)
+	}
+	room := w.room
+	w.room = 0 // whatever becomes of it, commitFile sees to it
+	return s.commitFile(w.d, w.kind, w.path, w.sum.sums(), room)
+}
+
+// Close gives up what was not committed. It may be called more than once.
+func (w *Writer) Close() error {
+	if w.err == nil {
+		w.err = fs.ErrClosed
+	}
+	w.buf = nil
+	if w.f == nil {
+		return nil
+	}
+	w.f.Close()
+	os.Remove(w.path)
+	w.s.release(w.room)
+	w.f, w.room = nil, 0
+	return nil
+}
