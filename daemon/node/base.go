@@ -35,9 +35,8 @@ const graceful = 3 * time.Second
 
 // base is what both roles stand on.
 type base struct {
-	version string
-	log     *slog.Logger
-	reg     *prometheus.Registry
+	log *slog.Logger
+	reg *prometheus.Registry
 
 	clusterLis, opsLis net.Listener
 	members            *cluster.Members
@@ -50,8 +49,8 @@ type base struct {
 
 // newBase listens and joins, so that what it tells the other nodes of this one
 // is true from the first moment. member carries what the role adds.
-func newBase(ctx context.Context, c config.Node, member cluster.Member, version string, log *slog.Logger) (_ *base, err error) {
-	b := &base{version: version, log: log.With("node", c.Name), reg: newRegistry(member.Role.String(), version)}
+func newBase(ctx context.Context, c config.Node, member cluster.Member, reg *prometheus.Registry, version string, log *slog.Logger) (_ *base, err error) {
+	b := &base{log: log, reg: reg}
 	defer func() {
 		if err != nil {
 			b.close()
@@ -183,6 +182,14 @@ func serve(s *grpc.Server, lis net.Listener, what string) part {
 	}
 }
 
+// serveCluster serves the cluster port. Streams between nodes have no end of
+// their own: those who opened them have ended theirs by the time it stops.
+func (b *base) serveCluster(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, b.mux.Close)
+	defer stop()
+	return serve(b.server, b.clusterLis, "cluster")(ctx)
+}
+
 // serveOps runs the ops port.
 func (b *base) serveOps(ready func() error) part {
 	return func(ctx context.Context) error { return serveOps(ctx, b.opsLis, b.reg, ready, b.log) }
@@ -194,7 +201,7 @@ func (b *base) announce(ready func() error, tell func(bool)) part {
 	return func(ctx context.Context) error {
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
-		var was error = errors.New("starting")
+		was := errors.New("starting")
 		for {
 			is := ready()
 			switch {

@@ -1,0 +1,141 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/remex-build/terraform-provider-remex/daemon/actioncache"
+	"github.com/remex-build/terraform-provider-remex/daemon/blob/disk"
+	"github.com/remex-build/terraform-provider-remex/daemon/blob/replica"
+	"github.com/remex-build/terraform-provider-remex/daemon/cluster"
+	"github.com/remex-build/terraform-provider-remex/daemon/config"
+	pb "github.com/remex-build/terraform-provider-remex/daemon/proto"
+	"github.com/remex-build/terraform-provider-remex/daemon/sandbox"
+	"github.com/remex-build/terraform-provider-remex/daemon/worker"
+	"github.com/remex-build/terraform-provider-remex/daemon/worker/action"
+)
+
+const (
+	// weightUnit is what one unit of a disk's weight in placement stands for.
+	weightUnit = 64 << 20
+	// scrubRate goes through a disk of 500 GB in about a week.
+	scrubRate = 1 << 20
+)
+
+// RunWorker runs a worker until ctx ends. Everything that it keeps is in c.Dir.
+func RunWorker(ctx context.Context, c config.Worker, version string, log *slog.Logger) (err error) {
+	reg := newRegistry(cluster.Worker.String(), version)
+	log = log.With("node", c.Name)
+	local, err := disk.Open(disk.Options{
+		Dir: filepath.Join(c.Dir, "blobs"), Capacity: int64(c.DiskSize - c.JournalSize), Reserve: int64(c.DiskReserve),
+		MinAge: c.MinAge, ScrubRate: scrubRate, Fsync: c.Replicas == 1, Log: log, Registerer: reg,
+	})
+	if err != nil {
+		return fmt.Errorf("open the disk in %s: %w", c.Dir, err)
+	}
+	defer func() { err = errors.Join(err, local.Close()) }()
+	journal, err := actioncache.OpenJournal(actioncache.JournalOptions{
+		Dir: filepath.Join(c.Dir, "actions"), Budget: int64(c.JournalSize), Log: log, Registerer: reg,
+	})
+	if err != nil {
+		return fmt.Errorf("open the action-cache journal in %s: %w", c.Dir, err)
+	}
+	defer func() { err = errors.Join(err, journal.Close()) }()
+	b, err := newBase(ctx, c.Node, cluster.Member{
+		Role: cluster.Worker, Pool: c.Pool, Disk: local.ID(), Weight: uint32(max(local.Capacity()/weightUnit, 1)),
+	}, reg, version, log)
+	if err != nil {
+		return err
+	}
+	store := replica.New(replica.Options{
+		Peers: b.peers, Placement: b.placement, Local: local, SelfAddr: b.members.Self().Addr,
+		R: c.Replicas, W: c.Acks(), Budget: int64(c.StreamBudget), Log: log, Registerer: reg,
+	})
+	blobs := replica.NewServer(store, log, reg)
+	blobs.Register(b.mux, b.server)
+	cache := actioncache.New(actioncache.Options{
+		Self: b.members.Self(), Members: b.members, Placement: b.placement, Peers: b.peers, Journal: journal,
+		Log: log, Registerer: reg,
+	})
+	cache.Register(b.mux)
+	w := &workerNode{base: b, c: c, store: store, local: local, cache: cache}
+	return w.run(ctx, blobs.Run, journal.Run)
+}
+
+// workerNode is what a worker's actions stand on.
+type workerNode struct {
+	*base
+	c     config.Worker
+	store *replica.Store
+	local *disk.Store
+	cache *actioncache.Client
+	link  *worker.Link // nil when the worker only stores
+}
+
+func (w *workerNode) run(ctx context.Context, blobs, journal part) error {
+	first := []part{w.announce(w.ready, func(bool) {}), w.serveOps(w.ready)}
+	if w.c.Executors > 0 {
+		actions, err := w.connect()
+		if err != nil {
+			w.close()
+			return fmt.Errorf("worker %s: %w", w.c.Name, err)
+		}
+		defer actions.Close()
+		first = append(first, w.link.Run)
+	}
+	w.status.Fill = w.describe
+	w.log.Info("serving", "cluster", w.clusterLis.Addr().String(), "ops", w.opsLis.Addr().String(), "disk", w.local.ID().String())
+	err := w.base.run(ctx, first,
+		w.cache.Run,
+		w.serveCluster,
+		blobs, // waits for its streams, which the server has ended
+		w.store.Run,
+		journal,
+		w.local.Run,
+	)
+	if err != nil {
+		return fmt.Errorf("worker %s: %w", w.c.Name, err)
+	}
+	return nil
+}
+
+// connect makes what runs actions, and the link that tells it which.
+func (w *workerNode) connect() (*action.Actions, error) {
+	actions, err := action.New(action.Options{
+		Store: w.store, Disk: w.local, ActionCache: w.cache, Worker: w.c.Name,
+		Dir: filepath.Join(w.c.Dir, "exec"), Executors: w.c.Executors, UIDBase: w.c.ActionUIDBase,
+		Limits: sandbox.Limits{
+			MaxBytes: int64(w.c.ActionBytes), MaxInodes: int64(w.c.ActionInodes), Reserve: int64(w.c.DiskReserve), MaxStream: int64(w.c.StdoutLimit),
+		},
+		Log: w.log, Registerer: w.reg,
+	})
+	if err != nil {
+		return nil, err
+	}
+	w.link = worker.New(worker.Options{
+		Self: w.members.Self(), Members: w.members, Peers: w.peers, Pool: w.c.Pool, Properties: w.c.Properties,
+		Executors: w.c.Executors, Actions: actions, Log: w.log, Registerer: w.reg,
+	})
+	return actions, nil
+}
+
+// ready: a worker that no scheduler knows is of no use to anybody.
+func (w *workerNode) ready() error {
+	if len(w.members.View().Role(cluster.Scheduler)) == 0 {
+		return errors.New("no scheduler has been seen yet")
+	}
+	return nil
+}
+
+func (w *workerNode) describe(st *pb.NodeStatus) {
+	d := w.local.Stats()
+	st.Executors = uint32(w.c.Executors)
+	if w.link != nil {
+		st.Running = uint32(w.link.Running())
+	}
+	st.DiskCapacity, st.DiskUsed, st.Blobs = d.Capacity, d.Used, d.OwnedBlobs+d.CachedBlobs
+	st.DiskFull = d.Full
+}
