@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync/atomic"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/actioncache"
 	"github.com/remex-build/terraform-provider-remex/daemon/blob/disk"
 	"github.com/remex-build/terraform-provider-remex/daemon/blob/replica"
 	"github.com/remex-build/terraform-provider-remex/daemon/cluster"
 	"github.com/remex-build/terraform-provider-remex/daemon/config"
+	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 	pb "github.com/remex-build/terraform-provider-remex/daemon/proto"
 	"github.com/remex-build/terraform-provider-remex/daemon/sandbox"
 	"github.com/remex-build/terraform-provider-remex/daemon/worker"
@@ -29,9 +31,17 @@ const (
 func RunWorker(ctx context.Context, c config.Worker, version string, log *slog.Logger) (err error) {
 	reg := newRegistry(cluster.Worker.String(), version)
 	log = log.With("node", c.Name)
+	// The disk finds corrupt copies, and the store, which stands on it, mends
+	// them.
+	var mender atomic.Pointer[replica.Store]
 	local, err := disk.Open(disk.Options{
 		Dir: filepath.Join(c.Dir, "blobs"), Capacity: int64(c.DiskSize - c.JournalSize), Reserve: int64(c.DiskReserve),
 		MinAge: c.MinAge, ScrubRate: scrubRate, Fsync: c.Replicas == 1, Log: log, Registerer: reg,
+		OnCorrupt: func(d digest.Digest) {
+			if s := mender.Load(); s != nil {
+				s.Mend(d)
+			}
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("open the disk in %s: %w", c.Dir, err)
@@ -54,6 +64,7 @@ func RunWorker(ctx context.Context, c config.Worker, version string, log *slog.L
 		Peers: b.peers, Placement: b.placement, Local: local, SelfAddr: b.members.Self().Addr,
 		R: c.Replicas, W: c.Acks(), Budget: int64(c.StreamBudget), Log: log, Registerer: reg,
 	})
+	mender.Store(store)
 	blobs := replica.NewServer(store, log, reg)
 	blobs.Register(b.mux, b.server)
 	cache := actioncache.New(actioncache.Options{
