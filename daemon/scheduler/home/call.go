@@ -165,6 +165,9 @@ func (c *Core) alive(id string) bool {
 // route finds the scheduler that has the call's task, or is to have it.
 func (c *Core) route(now time.Time, k *call) {
 	k.tries++
+	if k.except == c.self {
+		k.except = "" // target sets it again if that still holds
+	}
 	if k.named && c.here(now, k) {
 		return
 	}

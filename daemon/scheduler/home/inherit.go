@@ -203,13 +203,17 @@ func (c *Core) claimStray(now time.Time, s stray) bool {
 
 // heir reports whether an attempt of the key is ours to take over: when we have
 // a task of it, or are its home among those that have been here for long enough
-// to have known its owner.
+// to have known its owner: those that came when we had long been here may not.
 func (c *Core) heir(now time.Time, key operation.Key) bool {
 	if c.tasks.Owns(key) {
 		return true
 	}
 	nodes := slices.DeleteFunc(slices.Clone(c.nodes), func(id string) bool {
-		return id != c.self && now.Sub(c.peers[id].since) < openWithin
+		if id == c.self {
+			return false
+		}
+		since := c.peers[id].since
+		return now.Sub(since) < openWithin && since.Sub(c.begun) >= openWithin
 	})
 	return c.home(key, nodes) == c.self
 }

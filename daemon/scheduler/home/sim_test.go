@@ -82,7 +82,7 @@ func (s *sim) note(format string, args ...any) {
 
 func (s *sim) fail(format string, args ...any) {
 	s.t.Helper()
-	tail := s.log[max(0, len(s.log)-400):]
+	tail := s.log[max(0, len(s.log)-4000):]
 	s.t.Fatalf("%s\n%s", fmt.Sprintf(format, args...), strings.Join(tail, "\n"))
 }
 
@@ -612,7 +612,7 @@ func (s *sim) quiet() {
 	s.t.Helper()
 	for _, c := range s.clients {
 		if !c.done {
-			s.fail("%s was never answered (call %d of %s)", c.req.Action.Hash()[:6], c.call, c.at.id)
+			s.fail("%s was never answered (call %d of %s): %s", c.req.Action.Hash()[:6], c.call, c.at.id, c.at.core.Describe(c.call))
 		}
 	}
 	for _, sc := range s.liveScheds() {
@@ -649,8 +649,8 @@ func TestSimulation(t *testing.T) {
 	}{
 		{"without faults", 2, 3, false, false, 5},
 		{"streams break and stall", 2, 3, true, false, 100},
-		{"nodes are killed", 2, 3, true, true, 300},
-		{"many nodes are killed", 5, 6, true, true, 60},
+		{"nodes are killed", 2, 3, true, true, 1500},
+		{"many nodes are killed", 5, 6, true, true, 300},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for seed := range c.seeds {

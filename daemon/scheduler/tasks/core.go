@@ -209,6 +209,7 @@ type attempt struct {
 	t       *task
 	w       *worker
 	ref     wire.Ref
+	from    string // the owner that it was taken over from
 	granted time.Time
 	started bool
 	at      time.Time

@@ -95,6 +95,8 @@ func (c *Core) reconcile(now time.Time, w *worker, has []wire.Held) {
 		case !ok: // the offer, or what it became, never arrived or was lost
 			c.end(now, a)
 			c.requeue(now, a.t)
+		case h.Owner != c.cfg.Self: // our claim to it may have been lost
+			c.send(w, wire.Own{Ref: a.ref, From: a.from})
 		case h.State >= wire.Started && !a.started && a.killedAt.IsZero():
 			a.at = h.StartedAt
 			c.start(a)
@@ -131,7 +133,9 @@ func (c *Core) take(now time.Time, t *task, w *worker, h wire.Held) {
 	if h.Task == t.id {
 		t.last = max(t.last, h.Attempt)
 	}
-	c.bind(now, &attempt{t: t, w: w, ref: h.Ref, granted: now, started: h.State == wire.Started, at: h.StartedAt})
+	c.bind(now, &attempt{
+		t: t, w: w, ref: h.Ref, from: h.Owner, granted: now, started: h.State == wire.Started, at: h.StartedAt,
+	})
 }
 
 // Adopt makes an attempt ours that a worker made for a scheduler that is gone.
