@@ -18,12 +18,20 @@ import (
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 )
 
-// Data makes n bytes that differ for each seed.
+// Data makes n bytes that differ for each seed, and from one page to the next.
+// Random bytes throughout would cost the race detector more than the tests.
 func Data(seed uint64, n int) []byte {
+	const page = 4096
 	var key [32]byte
 	binary.LittleEndian.PutUint64(key[:], seed)
 	b := make([]byte, n)
-	rand.NewChaCha8(key).Read(b)
+	rand.NewChaCha8(key).Read(b[:min(n, page)])
+	for at := page; at < n; at += page {
+		copy(b[at:], b[:page])
+		if at+8 <= n {
+			binary.LittleEndian.PutUint64(b[at:], uint64(at))
+		}
+	}
 	return b
 }
 

@@ -141,12 +141,14 @@ func get(s *Store, d digest.Digest) ([]byte, error) {
 }
 
 func TestContract(t *testing.T) {
+	t.Parallel()
 	blobtest.Suite(t, func(t *testing.T) blob.Store {
 		return asStore{openDisk(t, Options{}).Store, Owned}
 	})
 }
 
 func TestContractWithFsync(t *testing.T) {
+	t.Parallel()
 	blobtest.Suite(t, func(t *testing.T) blob.Store {
 		return asStore{openDisk(t, Options{Fsync: true}).Store, Cached}
 	})

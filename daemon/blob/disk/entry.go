@@ -117,7 +117,8 @@ func (s *Store) move(d digest.Digest, from, to place) bool {
 }
 
 // forget removes d's entry if it still lies where e does, and journals that.
-// A file stays where it is, even when the record of its sums is moved. The caller deletes its files, under the lock of their names, after a flush.
+// A file stays where it is, even when the record of its sums is moved. The
+// caller deletes its files, under the lock of their names, after a flush.
 func (s *Store) forget(d digest.Digest, e entry) (entry, bool) {
 	sh := s.index.shard(d)
 	sh.mu.Lock()

@@ -278,6 +278,7 @@ func TestCorruptCopies(t *testing.T) {
 // TestEverythingAtOnce lets all methods and all of Run's work meet on a disk
 // that is too small for the blobs.
 func TestEverythingAtOnce(t *testing.T) {
+	t.Parallel()
 	d := openDisk(t, Options{Capacity: 12 << 20, ScrubRate: 1 << 20})
 	blobs := mixed(0, 70)
 	for i := range blobs {

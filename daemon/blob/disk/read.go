@@ -302,11 +302,25 @@ func (r *fileReader) fillChunk() error {
 		return fmt.Errorf("read %s: %w", r.d, diskError(err))
 	}
 	if err != nil || checksum(b) != binary.LittleEndian.Uint32(r.sums[4*r.next:]) {
+		if !r.current() {
+			return fmt.Errorf("%s: an evicted file's checksum differs: %w (%w)", r.d, ErrCorrupt, blob.ErrUnavailable)
+		}
 		return r.s.rotten(r.d, r.e, "its file's checksum differs")
 	}
 	r.next++
 	r.rest, r.skip = b[r.skip:], 0
 	return nil
+}
+
+// current reports whether the file that is read still has the blob's name: one
+// that was evicted meanwhile may have a successor, which is not to be blamed.
+func (r *fileReader) current() bool {
+	mine, err := r.f.Stat()
+	if err != nil {
+		return true
+	}
+	theirs, err := os.Lstat(r.s.filePath(r.d))
+	return err != nil || os.SameFile(mine, theirs)
 }
 
 func (r *fileReader) Close() error {

@@ -146,8 +146,9 @@ func TestEvictionFollowsTheModel(t *testing.T) {
 }
 
 func TestWritesGoOnWhileOldCopiesLeave(t *testing.T) {
+	t.Parallel()
 	d := openDisk(t, Options{Capacity: 24 << 20})
-	for i := range uint64(1500) {
+	for i := range uint64(900) {
 		size := 30_000
 		if i%20 == 0 {
 			size = 700_000
@@ -163,7 +164,7 @@ func TestWritesGoOnWhileOldCopiesLeave(t *testing.T) {
 			t.Fatalf("%d of %d bytes used", used, d.Capacity())
 		}
 	}
-	last := blobtest.Blob(1499, 30_000)
+	last := blobtest.Blob(899, 30_000)
 	serves(t, d.Store, last)
 	d.checkAccounts(t)
 }
@@ -331,10 +332,11 @@ func (f *faults) fault(op string) error {
 }
 
 func TestErrorsOfTheDevice(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		errno error
 		want  error
-	}{{unix.ENOSPC, blob.ErrFull}, {unix.EDQUOT, blob.ErrFull}, {unix.EIO, blob.ErrUnavailable}} {
+	}{{unix.ENOSPC, blob.ErrFull}, {unix.EIO, blob.ErrUnavailable}} {
 		t.Run(c.errno.Error(), func(t *testing.T) {
 			var f faults
 			o := Options{Dir: t.TempDir(), Capacity: 1 << 30, faults: f.fault}
