@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/cluster"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 )
@@ -148,7 +149,7 @@ func Open(o Options) (_ *Store, err error) {
 		segs:  segments{number: make(map[uint32]*segment)},
 	}
 	s.journal.store, s.journal.wake = s, make(chan struct{}, 1)
-	s.app = appender{store: s, limit: min(max(o.Capacity/256, 256<<10), 512<<20), next: 1}
+	s.app = appender{store: s, limit: min(max(o.Capacity/256, 256<<10), 512<<20, max(o.Capacity/8, blob.SmallSize)), next: 1}
 	s.space.init(o.Capacity, o.Reserve, s.app.limit)
 	defer func() {
 		if err != nil {

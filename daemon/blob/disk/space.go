@@ -56,9 +56,9 @@ func (p *space) init(capacity, reserve, segment int64) {
 	p.capacity = capacity
 	p.reserve = max(reserve, segment)
 	p.limit = capacity - segment
-	p.high = capacity / 100 * 94
-	p.low = capacity / 100 * 90
-	p.live = capacity / 100 * 85
+	p.high = p.limit / 100 * 94
+	p.low = p.limit / 100 * 90
+	p.live = p.limit / 100 * 85
 	p.wake = make(chan struct{}, 1)
 	p.cur = &round{done: make(chan struct{})}
 }
