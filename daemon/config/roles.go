@@ -93,7 +93,8 @@ type Worker struct {
 	DiskReserve ByteSize
 	// MinAge is how long a blob is kept at least after its last use.
 	MinAge time.Duration
-	// JournalSize bounds the action-cache entries kept on disk.
+	// JournalSize bounds the action-cache entries kept on disk; 0 means a
+	// 32nd of DiskSize, at most 256 MiB. Journal is the answer.
 	JournalSize ByteSize
 
 	// ActionUIDBase is the uid of the first executor's actions; ignored
@@ -117,7 +118,6 @@ func DefaultWorker() Worker {
 		DiskSize:      50 * GiB,
 		DiskReserve:   2 * GiB,
 		MinAge:        3 * time.Hour,
-		JournalSize:   256 * MiB,
 		ActionUIDBase: 200_000,
 		StdoutLimit:   64 * MiB,
 		ActionBytes:   16 * GiB,
@@ -156,7 +156,7 @@ func (c *Worker) settings() []setting {
 		size("disk-size", &c.DiskSize, "bytes of blobs to keep; the least recently used go first"),
 		size("disk-reserve", &c.DiskReserve, "bytes kept free on the file system"),
 		duration("min-age", &c.MinAge, "how long a blob stays at least after its last use; clients rely on 3h"),
-		size("journal-size", &c.JournalSize, "bytes of action-cache entries kept on disk"),
+		size("journal-size", &c.JournalSize, "bytes of action-cache entries kept on disk, out of disk-size; 0 means a 32nd of it, at most 256MiB"),
 		number("action-uid-base", &c.ActionUIDBase, "uid of the first executor's actions, the next ones follow; ignored unless run as root"),
 		size("stdout-limit", &c.StdoutLimit, "bytes of stdout, and of stderr, that an action may print; the rest is dropped"),
 		size("action-bytes", &c.ActionBytes, "bytes that an action may write before it is killed"),
@@ -173,7 +173,7 @@ func (c *Worker) check() problems {
 	ps.add(c.Executors < 0 || c.Executors > 4096, fmt.Sprintf("%d is not between 0 and 4096", c.Executors), "executors")
 	ps.add(c.DiskSize < 64*MiB, fmt.Sprintf("%s is less than 64MiB", c.DiskSize), "disk-size")
 	ps.add(c.MinAge < 0, fmt.Sprintf("%s is negative", c.MinAge), "min-age")
-	ps.add(c.JournalSize < MiB, fmt.Sprintf("%s is less than 1MiB", c.JournalSize), "journal-size")
+	ps.add(c.JournalSize != 0 && c.JournalSize < MiB, fmt.Sprintf("%s is less than 1MiB", c.JournalSize), "journal-size")
 	ps.add(c.JournalSize >= c.DiskSize, fmt.Sprintf("a journal of %s leaves nothing of a disk of %s", c.JournalSize, c.DiskSize), "journal-size", "disk-size")
 	ps.add(c.ActionUIDBase < 1, fmt.Sprintf("%d would run actions as root", c.ActionUIDBase), "action-uid-base")
 	ps.add(int64(c.ActionUIDBase)+int64(max(c.Executors, 0)) >= math.MaxInt32, "uids end at 2147483646", "action-uid-base")
@@ -181,6 +181,14 @@ func (c *Worker) check() problems {
 	ps.add(c.ActionBytes < MiB, fmt.Sprintf("%s is less than 1MiB", c.ActionBytes), "action-bytes")
 	ps.add(c.ActionInodes < 16, fmt.Sprintf("%d is less than 16", c.ActionInodes), "action-inodes")
 	return ps
+}
+
+// Journal is the size of the journal that JournalSize asks for.
+func (c *Worker) Journal() ByteSize {
+	if c.JournalSize == 0 {
+		return min(c.DiskSize/32, 256*MiB)
+	}
+	return c.JournalSize
 }
 
 // Validate reports everything that is wrong with c, nil when nothing is.

@@ -35,7 +35,7 @@ func RunWorker(ctx context.Context, c config.Worker, version string, log *slog.L
 	// them.
 	var mender atomic.Pointer[replica.Store]
 	local, err := disk.Open(disk.Options{
-		Dir: filepath.Join(c.Dir, "blobs"), Capacity: int64(c.DiskSize - c.JournalSize), Reserve: int64(c.DiskReserve),
+		Dir: filepath.Join(c.Dir, "blobs"), Capacity: int64(c.DiskSize - c.Journal()), Reserve: int64(c.DiskReserve),
 		MinAge: c.MinAge, ScrubRate: scrubRate, Fsync: c.Replicas == 1, Log: log, Registerer: reg,
 		OnCorrupt: func(d digest.Digest) {
 			if s := mender.Load(); s != nil {
@@ -48,7 +48,7 @@ func RunWorker(ctx context.Context, c config.Worker, version string, log *slog.L
 	}
 	defer func() { err = errors.Join(err, local.Close()) }()
 	journal, err := actioncache.OpenJournal(actioncache.JournalOptions{
-		Dir: filepath.Join(c.Dir, "actions"), Budget: int64(c.JournalSize), Log: log, Registerer: reg,
+		Dir: filepath.Join(c.Dir, "actions"), Budget: int64(c.Journal()), Log: log, Registerer: reg,
 	})
 	if err != nil {
 		return fmt.Errorf("open the action-cache journal in %s: %w", c.Dir, err)

@@ -36,9 +36,7 @@ func newBazel(t *testing.T, source, endpoint string) *bazel {
 	}
 	dir := t.TempDir()
 	b := &bazel{t: t, dir: filepath.Join(dir, "workspace"), root: filepath.Join(dir, "root")}
-	if err := os.CopyFS(b.dir, os.DirFS(source)); err != nil {
-		t.Fatal(err)
-	}
+	copyWorkspace(t, source, b.dir)
 	b.flags = []string{"--color=no", "--curses=no", "--show_progress_rate_limit=60", "--jobs=16"}
 	if endpoint != "" {
 		b.flags = append(b.flags, "--remote_executor="+endpoint)
@@ -58,6 +56,34 @@ func newBazel(t *testing.T, source, endpoint string) *bazel {
 		})
 	})
 	return b
+}
+
+// copyWorkspace leaves out the links into output trees that Bazel makes.
+func copyWorkspace(t *testing.T, from, to string) {
+	t.Helper()
+	entries, err := os.ReadDir(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		src, dst := filepath.Join(from, e.Name()), filepath.Join(to, e.Name())
+		switch {
+		case strings.HasPrefix(e.Name(), "bazel-"):
+		case e.IsDir():
+			err = os.CopyFS(dst, os.DirFS(src))
+		default:
+			var data []byte
+			if data, err = os.ReadFile(src); err == nil {
+				err = os.WriteFile(dst, data, 0o644)
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // command prepares a Bazel command: a verb, then flags and targets.

@@ -85,11 +85,11 @@ func TestBazelDownloadsOnlyWhatIsAskedFor(t *testing.T) {
 	c := shared(t)
 	b := newBazel(t, example, c.Endpoint)
 	unique(b)
-	b.run(0, "build", "--experimental_remote_download_outputs=minimal", "//app:hello", "//gen:forest_list")
+	b.run(0, "build", "--remote_download_minimal", "//app:hello", "//gen:forest_list")
 	if _, err := os.Stat(filepath.Join(b.dir, "bazel-bin/app/hello")); err == nil {
 		t.Error("a build without the bytes left an executable")
 	}
-	b.run(0, "build", "--experimental_remote_download_outputs=toplevel", "//app:hello", "//gen:forest_list")
+	b.run(0, "build", "--remote_download_toplevel", "//app:hello", "//gen:forest_list")
 	b.output("bazel-bin/app/hello")
 	if got := string(b.output("bazel-bin/gen/forest_list.txt")); !strings.Contains(got, "file 2") {
 		t.Errorf("the list of a tree's files is %q", got)

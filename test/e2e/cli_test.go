@@ -93,7 +93,7 @@ func TestCommandLine(t *testing.T) {
 		if _, _, code := c.cli(t, "cas", "stat", absent); code == 0 {
 			t.Error("what was never stored is found")
 		}
-		if _, errs, code := c.cli(t, "cas", "get", absent); code == 0 || !strings.Contains(errs, "not found") {
+		if _, errs, code := c.cli(t, "cas", "get", absent); code == 0 || !strings.Contains(errs, "holds no blob") {
 			t.Errorf("get of what is absent: %d, %s", code, errs)
 		}
 	})
