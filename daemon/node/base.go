@@ -91,7 +91,9 @@ func (b *base) close() {
 		}
 	}
 	if b.peers != nil {
-		b.peers.Close()
+		if err := b.peers.Close(); err != nil {
+			b.log.Warn("connections to other nodes did not close", "err", err)
+		}
 	}
 }
 

@@ -86,7 +86,7 @@ type workerNode struct {
 	link  *worker.Link // nil when the worker only stores
 }
 
-func (w *workerNode) run(ctx context.Context, blobs, journal part) error {
+func (w *workerNode) run(ctx context.Context, blobs, journal part) (err error) {
 	first := []part{w.announce(w.ready, func(bool) {}), w.serveOps(w.ready)}
 	if w.c.Executors > 0 {
 		actions, err := w.connect()
@@ -94,12 +94,12 @@ func (w *workerNode) run(ctx context.Context, blobs, journal part) error {
 			w.close()
 			return fmt.Errorf("worker %s: %w", w.c.Name, err)
 		}
-		defer actions.Close()
+		defer func() { err = errors.Join(err, actions.Close()) }()
 		first = append(first, w.link.Run)
 	}
 	w.status.Fill = w.describe
 	w.log.Info("serving", "cluster", w.clusterLis.Addr().String(), "ops", w.opsLis.Addr().String(), "disk", w.local.ID().String())
-	err := w.base.run(ctx, first,
+	err = w.base.run(ctx, first,
 		w.cache.Run,
 		w.serveCluster,
 		blobs, // waits for its streams, which the server has ended

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -160,8 +161,8 @@ func (e *Executor) BuildRoot(ctx context.Context, p *Plan, src Source, need []st
 	if err := e.makeNeeded(need); err != nil {
 		return err
 	}
-	for i := len(p.dirs) - 1; i >= 0; i-- {
-		if d := p.dirs[i]; !d.tree.Properties.none() {
+	for _, v := range slices.Backward(p.dirs) {
+		if d := v; !d.tree.Properties.none() {
 			if err := apply(root+d.path, d.tree.Properties); err != nil {
 				return err
 			}

@@ -132,7 +132,7 @@ func TestNothingSurvives(t *testing.T) {
 			if err != nil || len(b) == 0 {
 				t.Fatalf("%s: no pids: %v", name, err)
 			}
-			for _, f := range strings.Fields(string(b)) {
+			for f := range strings.FieldsSeq(string(b)) {
 				if pid, _ := strconv.Atoi(f); alive(pid) {
 					t.Errorf("%s: process %d is alive", name, pid)
 				}
@@ -237,8 +237,7 @@ func TestRunnerDies(t *testing.T) {
 		if err == nil {
 			t.Fatal("the death of a runner went unnoticed")
 		}
-		var ce *CommandError
-		if errors.As(err, &ce) {
+		if _, ok := errors.AsType[*CommandError](err); ok {
 			t.Errorf("it was blamed on the command: %v", err)
 		}
 		if out, _ := r.must("echo next", nil); out != "next\n" {

@@ -39,11 +39,11 @@ func RunnerMain() {
 	// that forks it: it is always this one.
 	runtime.LockOSThread()
 	r := &runner{sock: os.NewFile(runnerSocket, "daemon")}
-	err := r.serve()
+	err := r.serve() // io.EOF: the daemon wants no more
 	if r.kill != nil {
-		r.reapAll(killPatience)
+		_ = r.reapAll(killPatience) // who is left has init for a parent now
 	}
-	if err != nil && !errors.Is(err, io.EOF) {
+	if !errors.Is(err, io.EOF) {
 		fmt.Fprintln(os.Stderr, "remex runner:", err)
 		os.Exit(1)
 	}
@@ -57,6 +57,7 @@ type runner struct {
 	null int
 }
 
+// serve runs commands until it cannot, and always says why.
 func (r *runner) serve() error {
 	if err := r.prepare(); err != nil {
 		_, _ = r.sock.Write((&done{Failure: startInfra, Text: err.Error()}).frame())

@@ -43,7 +43,7 @@ func (w *watch) look() error {
 	}
 	use := usage(w.e.Root(), uint32(w.e.uid), w.e.own)
 	w.free, w.next = free, now.Add(max(time.Second, walkShare*time.Since(now)))
-	text := ""
+	var text string
 	switch {
 	case use.bytes > l.MaxBytes:
 		text = fmt.Sprintf("the action wrote %d bytes, its budget on node %s is %d", use.bytes, o.Node, l.MaxBytes)

@@ -255,11 +255,11 @@ func TestBadActions(t *testing.T) {
 		"a command that is nowhere": {act{command: &repb.Command{Arguments: []string{"no-such-command-anywhere"}}}, codes.InvalidArgument, "no-such-command-anywhere"},
 		"a path that is nowhere":    {act{command: &repb.Command{Arguments: []string{"/no/such/command"}}}, codes.InvalidArgument, "/no/such/command"},
 		"a platform nobody has": {
-			act{command: &repb.Command{Arguments: []string{"/bin/true"}, Platform: &repb.Platform{Properties: []*repb.Platform_Property{{Name: "OSFamily", Value: "plan9"}}}}}, //nolint:staticcheck // what older clients send
+			act{command: &repb.Command{Arguments: []string{"/bin/true"}, Platform: &repb.Platform{Properties: []*repb.Platform_Property{{Name: "OSFamily", Value: "plan9"}}}}},
 			codes.FailedPrecondition, "OSFamily",
 		},
 		"a container image": {
-			act{command: &repb.Command{Arguments: []string{"/bin/true"}, Platform: &repb.Platform{Properties: []*repb.Platform_Property{{Name: "container-image", Value: "docker://debian"}}}}}, //nolint:staticcheck // what older clients send
+			act{command: &repb.Command{Arguments: []string{"/bin/true"}, Platform: &repb.Platform{Properties: []*repb.Platform_Property{{Name: "container-image", Value: "docker://debian"}}}}},
 			codes.FailedPrecondition, "container-image",
 		},
 		"a timeout above the server's": {act{command: true_, timeout: 1000 * time.Hour}, codes.InvalidArgument, "timeout"},

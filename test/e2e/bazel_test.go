@@ -20,11 +20,10 @@ import (
 
 // bazel is a workspace of its own with a Bazel server of its own.
 type bazel struct {
-	t         *testing.T
-	dir       string // the workspace
-	root      string // --output_user_root
-	workspace string
-	flags     []string // of every build
+	t     *testing.T
+	dir   string   // the workspace
+	root  string   // --output_user_root
+	flags []string // of every build
 }
 
 // newBazel copies a workspace and makes it ready to be built at the endpoint,

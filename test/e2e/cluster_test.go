@@ -9,8 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -142,7 +140,7 @@ func fresh(t *testing.T, flags ...string) *remexCluster {
 // other ones. t.TempDir's parents are closed to them.
 func newDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/var/tmp", "remex-e2e")
+	dir, err := os.MkdirTemp("/var/tmp", "remex-e2e") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +182,7 @@ func shared(t *testing.T) *remexCluster {
 	t.Helper()
 	remex(t)
 	common.once.Do(func() {
-		if common.dir, common.err = os.MkdirTemp("/var/tmp", "remex-e2e"); common.err != nil {
+		if common.dir, common.err = os.MkdirTemp("/var/tmp", "remex-e2e"); common.err != nil { //nolint:usetesting // outlives the test
 			return
 		}
 		if common.err = os.Chmod(common.dir, 0o755); common.err == nil {
@@ -283,35 +281,4 @@ func (c *remexCluster) cli(t *testing.T, args ...string) (stdout, stderr string,
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
 	return out.String(), errs.String(), exitCode(err)
-}
-
-// metric is the sum of a metric over its labels on one node.
-func metric(t *testing.T, n node, name string) float64 {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+n.Ops+"/metrics", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var sum float64
-	for line := range strings.SplitSeq(string(b), "\n") {
-		rest, ok := strings.CutPrefix(line, name)
-		if !ok || (rest[0] != ' ' && rest[0] != '{') {
-			continue
-		}
-		v, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sum += v
-	}
-	return sum
 }

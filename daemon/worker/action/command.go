@@ -80,8 +80,8 @@ func (c *command) wanted(wd string, m *repb.Command) error {
 		kind  sandbox.Kind
 	}{
 		{"output_paths", m.GetOutputPaths(), sandbox.Missing},
-		{"output_files", m.GetOutputFiles(), sandbox.RegularFile},           //nolint:staticcheck // what old clients send
-		{"output_directories", m.GetOutputDirectories(), sandbox.Directory}, //nolint:staticcheck // what old clients send
+		{"output_files", m.GetOutputFiles(), sandbox.RegularFile},          
+		{"output_directories", m.GetOutputDirectories(), sandbox.Directory},
 	}
 	if c.paths = len(m.GetOutputPaths()) > 0; c.paths {
 		lists = lists[:1]

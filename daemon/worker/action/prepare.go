@@ -91,8 +91,7 @@ func (a *Actions) fetch(ctx context.Context, ds []digest.Digest) error {
 		return nil
 	}
 	err := a.o.Store.Fetch(ctx, ds)
-	var lost *replica.MissingError
-	if errors.As(err, &lost) {
+	if lost, ok := errors.AsType[*replica.MissingError](err); ok {
 		return &missingError{lost.Digests}
 	}
 	if err != nil {

@@ -40,9 +40,9 @@ func (c *command) place(ctx context.Context, res *repb.ActionResult, w output, o
 		}
 		// For clients of before REAPI 2.1, too.
 		if w.kind == sandbox.Directory || found == sandbox.Directory {
-			res.OutputDirectorySymlinks = append(res.OutputDirectorySymlinks, l) //nolint:staticcheck // see above
+			res.OutputDirectorySymlinks = append(res.OutputDirectorySymlinks, l)
 		} else {
-			res.OutputFileSymlinks = append(res.OutputFileSymlinks, l) //nolint:staticcheck // see above
+			res.OutputFileSymlinks = append(res.OutputFileSymlinks, l)
 		}
 	case sandbox.Directory:
 		d, err := c.directory(ctx, w, o, fn, u)
