@@ -177,6 +177,7 @@ type ExistsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Presence      []byte                 `protobuf:"bytes,1,opt,name=presence,proto3" json:"presence,omitempty"` // 2 bits a digest, the first in the lowest bits of byte 0
 	View          uint64                 `protobuf:"varint,2,opt,name=view,proto3" json:"view,omitempty"`        // the id of the answerer's placement view
+	Disks         uint32                 `protobuf:"varint,3,opt,name=disks,proto3" json:"disks,omitempty"`      // how many disks are placeable in that view
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -221,6 +222,13 @@ func (x *ExistsResponse) GetPresence() []byte {
 func (x *ExistsResponse) GetView() uint64 {
 	if x != nil {
 		return x.View
+	}
+	return 0
+}
+
+func (x *ExistsResponse) GetDisks() uint32 {
+	if x != nil {
+		return x.Disks
 	}
 	return 0
 }
@@ -1366,10 +1374,11 @@ const file_blob_proto_rawDesc = "" +
 	"blob.proto\x12\bremex.v1\"?\n" +
 	"\rExistsRequest\x12\x18\n" +
 	"\adigests\x18\x01 \x01(\fR\adigests\x12\x14\n" +
-	"\x05touch\x18\x02 \x01(\bR\x05touch\"@\n" +
+	"\x05touch\x18\x02 \x01(\bR\x05touch\"V\n" +
 	"\x0eExistsResponse\x12\x1a\n" +
 	"\bpresence\x18\x01 \x01(\fR\bpresence\x12\x12\n" +
-	"\x04view\x18\x02 \x01(\x04R\x04view\"&\n" +
+	"\x04view\x18\x02 \x01(\x04R\x04view\x12\x14\n" +
+	"\x05disks\x18\x03 \x01(\rR\x05disks\"&\n" +
 	"\n" +
 	"GetRequest\x12\x18\n" +
 	"\adigests\x18\x01 \x01(\fR\adigests\":\n" +

@@ -22,12 +22,12 @@ const (
 
 // judge applies the rule: any "present" wins; "missing" takes "absent" from all
 // disks but those that may be away without the last of w copies being among
-// them. A disk that could not tell counts as away.
-func judge(disks, holders, absent, w int) verdict {
+// them. A disk that answers, but cannot tell yet, is not away: it is waited for.
+func judge(disks, holders, absent, unknown, w int) verdict {
 	switch {
 	case holders > 0:
 		return present
-	case disks > 0 && disks-absent <= min(w, disks)-1:
+	case disks > 0 && unknown == 0 && disks-absent <= min(w, disks)-1:
 		return missing
 	}
 	return unsure
@@ -39,7 +39,10 @@ const maxHolders = 4
 // answers is what disks said about some digests.
 type answers struct {
 	v       *view
+	settled bool // this node had heard of all disks when it asked
+	disks   int  // how many there are: the most that anybody knows
 	absent  []int32
+	unknown []int32 // from disks that answered, and could not tell
 	holders []holders
 	held    int // how many digests have a holder
 }
@@ -50,13 +53,19 @@ type holders struct {
 }
 
 func (a *answers) verdict(i, w int) verdict {
-	return judge(len(a.v.disks), int(a.holders[i].n), int(a.absent[i]), w)
+	v := judge(a.disks, int(a.holders[i].n), int(a.absent[i]), int(a.unknown[i]), w)
+	if v == missing && !a.settled {
+		return unsure
+	}
+	return v
 }
 
 func (a *answers) note(i, on int32, p disk.Presence) {
 	switch p {
 	case disk.Absent:
 		a.absent[i]++
+	case disk.Unknown:
+		a.unknown[i]++
 	case disk.Present:
 		h := &a.holders[i]
 		if h.n == 0 {
@@ -130,7 +139,10 @@ func withoutEmpty(ds []digest.Digest) []digest.Digest {
 // else at once. (One after another down the rank order would find out the same
 // in as many rounds as there are disks.)
 func (s *Store) find(ctx context.Context, v *view, ds []digest.Digest, touch bool) *answers {
-	a := &answers{v: v, absent: make([]int32, len(ds)), holders: make([]holders, len(ds))}
+	a := &answers{
+		v: v, settled: s.settled(), disks: len(v.disks),
+		absent: make([]int32, len(ds)), unknown: make([]int32, len(ds)), holders: make([]holders, len(ds)),
+	}
 	asked := make(map[int32][]int32)
 	var some [8]int32
 	for i, d := range ds {
@@ -170,7 +182,9 @@ func contains(is []int32, x int32) bool {
 type reply struct {
 	on       int32
 	of       []int32
-	presence []byte // nil: not reached
+	reached  bool
+	presence []byte
+	disks    int // that it knows
 }
 
 // ask puts to each disk the digests asked of it, all disks at once, and notes
@@ -208,6 +222,12 @@ func (s *Store) ask(ctx context.Context, ds []digest.Digest, asked map[int32][]i
 		}
 		select {
 		case r := <-replies:
+			if !r.reached {
+				continue
+			}
+			// Who knows more disks than this node tells of some that were not
+			// asked.
+			a.disks = max(a.disks, r.disks)
 			for j, i := range r.of {
 				a.note(i, r.on, presenceAt(r.presence, j))
 			}
@@ -229,7 +249,7 @@ func (s *Store) exists(addr string, on int32, of []int32, ds []digest.Digest, to
 		var resp pb.ExistsResponse
 		r := reply{on: on, of: of}
 		if err := s.peers.Call(ctx, addr, pb.Method_METHOD_BLOB_EXISTS, req, &resp); err == nil {
-			r.presence = resp.Presence
+			r.reached, r.presence, r.disks = true, resp.Presence, int(resp.Disks)
 		}
 		to <- r
 	})

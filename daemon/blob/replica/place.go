@@ -55,6 +55,9 @@ func (b *placing) next(v *view, r int) []int32 {
 	return b.order[from:to]
 }
 
+// asked reports whether no disk is left to ask.
+func (b *placing) asked() bool { return b.all && b.cursor >= len(b.order) }
+
 func (b *placing) mismatched() bool { return errors.Is(b.err, blob.ErrMismatch) }
 
 // note takes down how a disk answered.
@@ -183,11 +186,13 @@ func (s *Store) settle(b *placing, attempt int) (again bool, err error) {
 		return false, nil
 	case b.elsewhere > 0 && attempt < viewsMeet:
 		return true, nil
+	case b.acks > 0 && (!b.asked() || !s.settled()):
+		return true, fmt.Errorf("store %s: %d of %d copies: %w", b.d, b.acks, s.w, blob.ErrUnavailable)
 	case b.acks > 0:
 		s.metrics.short.Inc()
 		s.Mend(b.d)
 		return false, nil
-	case b.full > 0 && b.full == len(b.skipped):
+	case b.full > 0 && b.full == len(b.skipped) && b.asked():
 		return false, fmt.Errorf("store %s: %w", b.d, b.err)
 	case b.err != nil && !errors.Is(b.err, blob.ErrUnavailable):
 		return true, fmt.Errorf("store %s: %w", b.d, unavailable(b.err))

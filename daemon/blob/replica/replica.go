@@ -71,6 +71,10 @@ type Options struct {
 	SelfAddr  string // where other nodes reach this one; needed with Local
 	R         int    // copies of a blob; 0 means 2
 	W         int    // copies that an acknowledgement waits for; 0 means R
+	// Settled reports whether Placement has had time to hear of all disks. Until
+	// then nothing is said to be missing, and no write is done with fewer than W
+	// copies. Nil means that it always has.
+	Settled func() bool
 	// Budget bounds the bytes that this node's streams, and its batches of
 	// small blobs, hold at a time; 0 means 128 MiB. With Local, three quarters
 	// of it are for what Server does.
@@ -112,6 +116,7 @@ type Store struct {
 	local     Disk
 	selfAddr  string
 	r, w      int
+	settled   func() bool
 	log       *slog.Logger
 	metrics   *metrics
 	share     int64 // the size of each of the node's budgets
@@ -142,13 +147,16 @@ func New(o Options) *Store {
 	if o.Budget <= 0 {
 		o.Budget = defaultBudget
 	}
+	if o.Settled == nil {
+		o.Settled = func() bool { return true }
+	}
 	share := o.Budget
 	if o.Local != nil {
 		share /= 4
 	}
 	s := &Store{
 		peers: o.Peers, placement: o.Placement, local: o.Local, selfAddr: o.SelfAddr,
-		r: o.R, w: o.W, log: o.Log.With("part", "replica"),
+		r: o.R, w: o.W, settled: o.Settled, log: o.Log.With("part", "replica"),
 		metrics: newMetrics(o.Registerer), share: share, budget: rpc.NewBudget(share),
 	}
 	s.base, s.stop = context.WithCancel(context.Background())

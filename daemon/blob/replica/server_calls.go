@@ -25,7 +25,10 @@ func (s *Server) exists(_ context.Context, _ string, req *pb.ExistsRequest) (*pb
 	if err != nil {
 		return nil, invalid("exists: %v", err)
 	}
-	return &pb.ExistsResponse{Presence: packPresence(s.local.Presence(ds, req.Touch)), View: s.viewID()}, nil
+	tab := s.store.placement.Table()
+	return &pb.ExistsResponse{
+		Presence: packPresence(s.local.Presence(ds, req.Touch)), View: tab.ID(), Disks: uint32(len(tab.Disks())),
+	}, nil
 }
 
 func (s *Server) get(ctx context.Context, _ string, req *pb.GetRequest) (*pb.GetResponse, error) {
