@@ -33,7 +33,7 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 		return err
 	}
 	store := replica.New(replica.Options{
-		Peers: b.peers, Placement: b.placement, R: c.Replicas, W: c.Acks(), Budget: int64(c.StreamBudget), Log: log, Registerer: reg,
+		Peers: b.peers, Placement: b.placement, R: c.Replicas, W: c.Acks(), Settled: b.placement.Settled, Budget: int64(c.StreamBudget), Log: log, Registerer: reg,
 	})
 	memory := actioncache.NewMemory(int64(c.ActionCacheSize))
 	cache := actioncache.New(actioncache.Options{
@@ -65,6 +65,9 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 	ready := func() error {
 		if len(b.placement.Table().Disks()) == 0 {
 			return errors.New("no worker has been seen yet")
+		}
+		if !b.placement.Settled() {
+			return errors.New("others may have workers that have not been seen yet")
 		}
 		return nil
 	}

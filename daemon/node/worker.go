@@ -62,7 +62,7 @@ func RunWorker(ctx context.Context, c config.Worker, version string, log *slog.L
 	}
 	store := replica.New(replica.Options{
 		Peers: b.peers, Placement: b.placement, Local: local, SelfAddr: b.members.Self().Addr,
-		R: c.Replicas, W: c.Acks(), Budget: int64(c.StreamBudget), Log: log, Registerer: reg,
+		R: c.Replicas, W: c.Acks(), Settled: b.placement.Settled, Budget: int64(c.StreamBudget), Log: log, Registerer: reg,
 	})
 	mender.Store(store)
 	blobs := replica.NewServer(store, log, reg)

@@ -21,12 +21,18 @@ type Core struct {
 	table     *Table
 	last      time.Time // of the last step
 	disks     map[cluster.DiskID]*known
+	quiet     time.Time // since when no disk was new; see Quiet
 }
 
 type known struct {
 	disk   Disk
 	absent time.Duration // watched absence so far
 }
+
+// settle is how long no new disk must have been seen before a node takes it
+// that it knows all: about as long as nodes that start together take to find
+// each other.
+const settle = 2 * time.Second
 
 // watched is the part of deadAfter that one step may add to an absence. A
 // process that was stopped for an hour has not watched anyone be away for an
@@ -46,10 +52,29 @@ func (c *Core) Table() *Table { return c.table }
 // it and at least every tenth of deadAfter. It reports whether the table is
 // another one; where only addresses have changed, its ID has not.
 func (c *Core) Step(now time.Time, v *cluster.View) (t *Table, changed bool) {
-	if c.advance(now, v) {
-		c.table, changed = c.table.With(c.placeable()), true
+	before := len(c.disks)
+	changed = c.advance(now, v)
+	c.listen(now, v, before)
+	if changed {
+		c.table = c.table.With(c.placeable())
 	}
 	return c.table, changed
+}
+
+// Quiet is since when no disk was new, while this node was getting to know the
+// cluster: it is settled once that is a while ago, and remains so, whoever
+// joins. It is zero while there is no disk, and until another node was seen.
+func (c *Core) Quiet() time.Time { return c.quiet }
+
+// listen takes down whether the view has brought a disk that was not known.
+func (c *Core) listen(now time.Time, v *cluster.View, before int) {
+	switch {
+	case len(c.disks) == 0:
+		c.quiet = time.Time{}
+	case c.quiet.IsZero() && len(v.Members) < 2:
+	case c.quiet.IsZero(), len(c.disks) > before && now.Sub(c.quiet) < settle:
+		c.quiet = now
+	}
 }
 
 // advance takes in the view, and reports whether what is placeable has changed.

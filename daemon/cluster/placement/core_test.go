@@ -121,6 +121,44 @@ func TestCore(t *testing.T) {
 	})
 }
 
+func TestSettledIsWhoHasHeardOfNoNewDiskForAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := member(1, 1, cluster.Ready), member(2, 1, cluster.Ready)
+		f := &fakeMembers{view: view(a), changed: make(chan struct{})}
+		p := New(f, 2, time.Minute, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- p.Run(ctx) }()
+		after := func(d time.Duration, what string, want bool) {
+			t.Helper()
+			time.Sleep(d)
+			synctest.Wait()
+			if got := p.Settled(); got != want {
+				t.Errorf("%s: settled is %v", what, got)
+			}
+		}
+		after(time.Minute, "a worker alone", false)
+		f.set(view(a, cluster.Member{ID: "s", Role: cluster.Scheduler}))
+		after(time.Second, "a moment after a scheduler came", false)
+		f.set(view(a, b, cluster.Member{ID: "s", Role: cluster.Scheduler}))
+		after(1500*time.Millisecond, "a moment after another disk came", false)
+		after(time.Second, "a while after that", true)
+		f.set(view(a, b, member(3, 1, cluster.Ready)))
+		after(0, "when one more joins", true)
+		f.set(view(a))
+		after(2*time.Minute, "when the others are gone", true)
+		f.set(view())
+		after(2*time.Minute, "without a disk", false)
+		f.set(view(a, b))
+		after(time.Second, "a moment after disks came back", false)
+		after(2*time.Second, "a while after they did", true)
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // TestCoreForgetsWhereItStarted holds that nodes which saw different pasts
 // agree once they have seen the same view for long enough.
 func TestCoreForgetsWhereItStarted(t *testing.T) {

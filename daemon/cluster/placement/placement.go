@@ -29,6 +29,7 @@ type Placement struct {
 	log     *slog.Logger
 	core    *Core // Run's, after New
 	table   atomic.Pointer[Table]
+	quiet   atomic.Pointer[time.Time] // since when no disk was new
 
 	mu      sync.Mutex // guards changed
 	changed chan struct{}
@@ -47,13 +48,21 @@ func New(members Members, r int, deadAfter time.Duration, log *slog.Logger) *Pla
 		core:    NewCore(r, deadAfter),
 		changed: make(chan struct{}),
 	}
-	t, _ := p.core.Step(time.Now(), members.View())
+	t, _ := p.advance()
 	p.table.Store(t)
 	return p
 }
 
 // Table is the present table, never nil.
 func (p *Placement) Table() *Table { return p.table.Load() }
+
+// Settled reports whether this node has had time to hear of all disks. One
+// that has just started hears of some before others. Until then nothing that
+// takes all disks to know can be said.
+func (p *Placement) Settled() bool {
+	q := *p.quiet.Load()
+	return !q.IsZero() && time.Since(q) >= settle
+}
 
 // Changed is closed when the table changes next. Ask for it before Table, and
 // again after each change.
@@ -79,9 +88,18 @@ func (p *Placement) Run(ctx context.Context) error {
 	}
 }
 
+// advance has the core look at the view of now. Whether that is new to this
+// node is told before the table is.
+func (p *Placement) advance() (t *Table, changed bool) {
+	t, changed = p.core.Step(time.Now(), p.members.View())
+	quiet := p.core.Quiet()
+	p.quiet.Store(&quiet)
+	return t, changed
+}
+
 func (p *Placement) step() {
 	before := p.table.Load()
-	t, changed := p.core.Step(time.Now(), p.members.View())
+	t, changed := p.advance()
 	if !changed {
 		return
 	}
