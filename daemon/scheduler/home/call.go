@@ -177,7 +177,10 @@ func (c *Core) route(now time.Time, k *call) {
 			return
 		}
 	}
-	switch to := c.target(k); {
+	if k.from != "" && c.kept[k.key] == k.from {
+		delete(c.kept, k.key) // it would not ask
+	}
+	switch to := c.target(now, k); {
 	case to == c.self:
 		c.admit(now, k)
 	case to == k.from && k.kind == execute:
@@ -218,8 +221,11 @@ func (c *Core) here(now time.Time, k *call) bool {
 }
 
 // target is who is to have the call's task.
-func (c *Core) target(k *call) string {
+func (c *Core) target(now time.Time, k *call) string {
 	if k.mine || k.hops >= maxHops || k.kind == execute && !k.req.DoNotCache && c.tasks.Owns(k.key) {
+		return c.self
+	}
+	if c.inheriting(k.key) && c.heir(now, k.key) {
 		return c.self
 	}
 	if keeper := c.kept[k.key]; keeper != k.except && c.alive(keeper) {
@@ -260,7 +266,7 @@ func (c *Core) admit(now time.Time, k *call) {
 	case k.kind == execute:
 		c.move(k, c.self)
 		news := !c.tasks.Owns(k.key)
-		c.tasks.Submit(now, tasks.Waiter(k.id), k.op, k.req, inherited)
+		c.tasks.Submit(now, tasks.Waiter(k.id), k.op, k.req)
 		if news && c.tasks.Owns(k.key) {
 			c.announce(k.key, wire.Keeps{Keys: []operation.Key{k.key}})
 		}

@@ -75,6 +75,7 @@ type Core struct {
 
 	open   bool // we may be a home: all peers' keeps are known
 	openBy time.Time
+	opened time.Time
 
 	schedulers map[string]bool // in the view, without ourselves
 	workersIn  map[string]bool // in the view
@@ -146,7 +147,6 @@ type inheritance struct {
 func New(now time.Time, cfg tasks.Config) *Core {
 	c := &Core{
 		self:       cfg.Self,
-		tasks:      tasks.New(cfg),
 		begun:      now,
 		term:       1,
 		openBy:     now.Add(openWithin),
@@ -162,6 +162,8 @@ func New(now time.Time, cfg tasks.Config) *Core {
 		fetch:      make(map[string]stray),
 		inherits:   []*inheritance{{deadline: now.Add(workerLease)}},
 	}
+	cfg.Hold = c.inherited
+	c.tasks = tasks.New(cfg)
 	c.rehome()
 	return c
 }

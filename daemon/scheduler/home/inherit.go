@@ -39,10 +39,17 @@ func (c *Core) inherit(now time.Time, p *peer) {
 // inherited reports whether a task of the key may be running for somebody who
 // is gone: who comes before us for the key, or had told us that it keeps it.
 func (c *Core) inherited(key operation.Key) bool {
-	return slices.ContainsFunc(c.inherits, func(in *inheritance) bool {
-		return in.of == "" || in.kept[key] || c.outranks(in.of, key)
+	return c.inheriting(key) || slices.ContainsFunc(c.inherits, func(in *inheritance) bool {
+		return in.of == ""
 	}) || slices.ContainsFunc(c.strays, func(s stray) bool {
 		return s.key == key && !s.held.DoNotCache && s.held.State != wire.Finished
+	})
+}
+
+// inheriting is the part of inherited that is about those that we knew.
+func (c *Core) inheriting(key operation.Key) bool {
+	return slices.ContainsFunc(c.inherits, func(in *inheritance) bool {
+		return in.of != "" && (in.kept[key] || c.outranks(in.of, key))
 	})
 }
 
@@ -56,7 +63,7 @@ func (c *Core) settle(now time.Time) {
 			c.reroute(now, c.tasks.YieldHeld(now, key))
 		}
 	}
-	c.tasks.Release(now, c.inherited)
+	c.tasks.Release(now)
 	for _, k := range slices.SortedFunc(maps.Keys(c.holds), func(a, b *call) int { return cmp.Compare(a.id, b.id) }) {
 		if !c.here(now, k) && !c.inherited(k.key) {
 			c.move(k, "")
@@ -203,7 +210,7 @@ func (c *Core) claimStray(now time.Time, s stray) bool {
 
 // heir reports whether an attempt of the key is ours to take over: when we have
 // a task of it, or are its home among those that have been here for long enough
-// to have known its owner: those that came when we had long been here may not.
+// to have known its owner: those that came when we had settled here may not.
 func (c *Core) heir(now time.Time, key operation.Key) bool {
 	if c.tasks.Owns(key) {
 		return true
@@ -213,7 +220,7 @@ func (c *Core) heir(now time.Time, key operation.Key) bool {
 			return false
 		}
 		since := c.peers[id].since
-		return now.Sub(since) < openWithin && since.Sub(c.begun) >= openWithin
+		return now.Sub(since) < openWithin && c.open && since.After(c.opened)
 	})
 	return c.home(key, nodes) == c.self
 }

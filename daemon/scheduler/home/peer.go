@@ -32,6 +32,12 @@ func (c *Core) PeerUp(now time.Time, id string, session, term uint64) {
 		c.toOwner(p, wire.Keeps{Keys: c.keptFrom(id)})
 		p.home, p.since = true, now
 		c.rehome()
+		// Of what we have not begun, it may know more.
+		for key := range c.tasks.Held {
+			if c.outranks(id, key) {
+				c.reroute(now, c.tasks.YieldHeld(now, key))
+			}
+		}
 	}
 	for _, k := range sortedCalls(p.ours) {
 		c.sendCall(k)
@@ -238,7 +244,7 @@ func (c *Core) tryOpen(now time.Time) {
 			}
 		}
 	}
-	c.open = true
+	c.open, c.opened = true, now
 }
 
 // bury declares a peer dead if it is: its port refuses, or it is silent and

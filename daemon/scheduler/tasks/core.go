@@ -53,6 +53,9 @@ type Config struct {
 	MaxQueued int
 	// FinishedBytes bounds the results kept for those who ask by name.
 	FinishedBytes int
+	// Hold says of which keys it isn't known yet whether they run already: their
+	// tasks are held until Release. Nil means none.
+	Hold func(operation.Key) bool
 	// Declared are pools that may be empty.
 	Declared []*match.Profile
 }

@@ -65,6 +65,11 @@ func (t *task) avoids(now time.Time, w *worker) bool {
 
 // enqueue makes a task wait, or places it at once when a fitting slot is lent.
 func (c *Core) enqueue(now time.Time, t *task) {
+	if c.cfg.Hold != nil && c.cfg.Hold(t.key) {
+		t.state = held
+		c.held[t] = struct{}{}
+		return
+	}
 	t.state = queued
 	if w := c.choose(now, t); w != nil {
 		c.grantLent(now, t, w)

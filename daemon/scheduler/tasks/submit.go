@@ -14,8 +14,8 @@ import (
 
 // Submit is an Execute call: it joins the task that is under way for the same
 // key, or makes one. op is a nonce of the call: submitting again under the same
-// nonce joins the same task. hold keeps a new task from starting until Release.
-func (c *Core) Submit(now time.Time, w Waiter, op uint64, r *wire.Request, hold bool) {
+// nonce joins the same task.
+func (c *Core) Submit(now time.Time, w Waiter, op uint64, r *wire.Request) {
 	key := r.Key()
 	id := operation.Task{Key: key, Owner: c.cfg.Self, Nonce: op}
 	t := c.byKey[key]
@@ -37,11 +37,6 @@ func (c *Core) Submit(now time.Time, w Waiter, op uint64, r *wire.Request, hold 
 	t = c.create(now, id, r.DoNotCache)
 	c.adoptRequest(t, r)
 	c.join(t, waiter{id: w, op: op, as: t.id, priority: r.Priority})
-	if hold {
-		t.state = held
-		c.held[t] = struct{}{}
-		return
-	}
 	c.enqueue(now, t)
 	c.flushBids(now)
 }
@@ -233,13 +228,11 @@ func (c *Core) Cancel(now time.Time, name operation.Name) bool {
 	return true
 }
 
-// Release lets held tasks start but for those whose key is still held.
-func (c *Core) Release(now time.Time, stillHeld func(operation.Key) bool) {
+// Release lets held tasks start but for those that are still to be held.
+func (c *Core) Release(now time.Time) {
 	for _, t := range sorted(c.held) {
-		if !stillHeld(t.key) {
-			delete(c.held, t)
-			c.enqueue(now, t)
-		}
+		delete(c.held, t)
+		c.enqueue(now, t)
 	}
 	c.flushBids(now)
 }

@@ -13,10 +13,12 @@ package slots
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
+	"google.golang.org/grpc/codes"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/scheduler/wire"
 )
@@ -156,18 +158,25 @@ func (c *Core) send(s *sched, m wire.FromWorker) {
 	}
 }
 
-// Held lists all attempts, for a hello.
+// Held lists all attempts, for a hello, but for those that came to nothing: of
+// them only Done tells.
 func (c *Core) Held() []wire.Held {
 	held := make([]wire.Held, 0, len(c.runs))
-	for _, r := range c.runs {
+	for _, r := range c.sortedRuns() {
+		if r.state == wire.Finished && r.done.Code != codes.OK {
+			continue
+		}
 		held = append(held, wire.Held{
 			Ref: r.ref, Owner: r.owner, State: r.state, StartedAt: r.started, DoNotCache: r.task.DoNotCache,
 		})
 	}
-	slices.SortFunc(held, func(a, b wire.Held) int {
-		return cmp.Or(cmp.Compare(a.Task, b.Task), cmp.Compare(a.Attempt, b.Attempt))
-	})
 	return held
+}
+
+func (c *Core) sortedRuns() []*run {
+	return slices.SortedFunc(maps.Values(c.runs), func(a, b *run) int {
+		return cmp.Or(cmp.Compare(a.ref.Task, b.ref.Task), cmp.Compare(a.ref.Attempt, b.ref.Attempt))
+	})
 }
 
 // Running is how many executors run something.
@@ -190,8 +199,7 @@ func (c *Core) SchedulerUp(now time.Time, id string, session, term uint64) {
 		c.send(s, wire.Fenced{Node: id, Term: c.fences[id]})
 	}
 	// What it may have missed since our hello.
-	for _, h := range c.Held() {
-		r := c.runs[h.Ref]
+	for _, r := range c.sortedRuns() {
 		switch {
 		case r.owner != id:
 		case r.state == wire.Started:
@@ -241,9 +249,9 @@ func (c *Core) unclaim(n uint64, cl *claim) {
 // it has ended.
 func (c *Core) Close() {
 	c.closed = true
-	for _, h := range c.Held() {
-		if h.State != wire.Finished {
-			c.out = append(c.out, Stop{Ref: h.Ref})
+	for _, r := range c.sortedRuns() {
+		if r.state != wire.Finished {
+			c.out = append(c.out, Stop{Ref: r.ref})
 		}
 	}
 }
