@@ -1807,6 +1807,7 @@ type WorkerItem_Hello struct {
 	Properties    []*WorkerProperty      `protobuf:"bytes,4,rep,name=properties,proto3" json:"properties,omitempty"`
 	Executors     uint32                 `protobuf:"varint,5,opt,name=executors,proto3" json:"executors,omitempty"`
 	Attempts      []*HeldAttempt         `protobuf:"bytes,6,rep,name=attempts,proto3" json:"attempts,omitempty"`
+	To            string                 `protobuf:"bytes,7,opt,name=to,proto3" json:"to,omitempty"` // whom the worker looks for; another one refuses
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1881,6 +1882,13 @@ func (x *WorkerItem_Hello) GetAttempts() []*HeldAttempt {
 		return x.Attempts
 	}
 	return nil
+}
+
+func (x *WorkerItem_Hello) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
 }
 
 type WorkerItem_Beat struct {
@@ -2883,6 +2891,7 @@ type CallerItem_Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	To            string                 `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"` // whom the caller looks for; another one refuses
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2929,6 +2938,13 @@ func (x *CallerItem_Hello) GetTerm() uint64 {
 		return x.Term
 	}
 	return 0
+}
+
+func (x *CallerItem_Hello) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
 }
 
 type CallerItem_Beat struct {
@@ -3474,7 +3490,7 @@ const file_work_proto_rawDesc = "" +
 	"\x06values\x18\x02 \x03(\tR\x06values\"8\n" +
 	"\x0eSchedulerFence\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
-	"\x04term\x18\x02 \x01(\x04R\x04term\"\xa5\r\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\"\xb5\r\n" +
 	"\n" +
 	"WorkerItem\x122\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1a.remex.v1.WorkerItem.HelloH\x00R\x05hello\x12/\n" +
@@ -3490,7 +3506,7 @@ const file_work_proto_rawDesc = "" +
 	" \x01(\v2\x1e.remex.v1.WorkerItem.InventoryH\x00R\tinventory\x122\n" +
 	"\x06fenced\x18\v \x01(\v2\x18.remex.v1.SchedulerFenceH\x00R\x06fenced\x12,\n" +
 	"\x03bye\x18\f \x01(\v2\x18.remex.v1.WorkerItem.ByeH\x00R\x03bye\x12;\n" +
-	"\bdisowned\x18\r \x01(\v2\x1d.remex.v1.WorkerItem.DisownedH\x00R\bdisowned\x1a\xca\x01\n" +
+	"\bdisowned\x18\r \x01(\v2\x1d.remex.v1.WorkerItem.DisownedH\x00R\bdisowned\x1a\xda\x01\n" +
 	"\x05Hello\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -3499,7 +3515,8 @@ const file_work_proto_rawDesc = "" +
 	"properties\x18\x04 \x03(\v2\x18.remex.v1.WorkerPropertyR\n" +
 	"properties\x12\x1c\n" +
 	"\texecutors\x18\x05 \x01(\rR\texecutors\x121\n" +
-	"\battempts\x18\x06 \x03(\v2\x15.remex.v1.HeldAttemptR\battempts\x1a\x8b\x01\n" +
+	"\battempts\x18\x06 \x03(\v2\x15.remex.v1.HeldAttemptR\battempts\x12\x0e\n" +
+	"\x02to\x18\a \x01(\tR\x02to\x1a\x8b\x01\n" +
 	"\x04Beat\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\rR\arunning\x125\n" +
 	"\x05heard\x18\x02 \x03(\v2\x1f.remex.v1.WorkerItem.Beat.HeardR\x05heard\x1a2\n" +
@@ -3617,7 +3634,7 @@ const file_work_proto_rawDesc = "" +
 	"\aTaskKey\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x14\n" +
 	"\x05scope\x18\x02 \x01(\x06R\x05scope\x12\x16\n" +
-	"\x06action\x18\x03 \x01(\fR\x06action\"\xa7\a\n" +
+	"\x06action\x18\x03 \x01(\fR\x06action\"\xb7\a\n" +
 	"\n" +
 	"CallerItem\x122\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1a.remex.v1.CallerItem.HelloH\x00R\x05hello\x12/\n" +
@@ -3628,10 +3645,11 @@ const file_work_proto_rawDesc = "" +
 	"\x06cancel\x18\x06 \x01(\v2\x1a.remex.v1.CallerItem.NamedH\x00R\x06cancel\x125\n" +
 	"\x06detach\x18\a \x01(\v2\x1b.remex.v1.CallerItem.DetachH\x00R\x06detach\x121\n" +
 	"\x05keeps\x18\b \x01(\v2\x19.remex.v1.CallerItem.KeysH\x00R\x05keeps\x127\n" +
-	"\breleases\x18\t \x01(\v2\x19.remex.v1.CallerItem.KeysH\x00R\breleases\x1a+\n" +
+	"\breleases\x18\t \x01(\v2\x19.remex.v1.CallerItem.KeysH\x00R\breleases\x1a;\n" +
 	"\x05Hello\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
-	"\x04term\x18\x02 \x01(\x04R\x04term\x1a=\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\tR\x02to\x1a=\n" +
 	"\x04Beat\x125\n" +
 	"\x05heard\x18\x01 \x03(\v2\x1f.remex.v1.WorkerItem.Beat.HeardR\x05heard\x1a\x9d\x01\n" +
 	"\x06Submit\x12\x12\n" +

@@ -113,7 +113,7 @@ func (s *Service) link(ctx context.Context, m cluster.Member) error {
 	s.mu.Lock()
 	term := s.core.Term()
 	s.mu.Unlock()
-	hello := wire.EncodeToOwner(wire.CallerHello{ID: s.o.Self.ID, Term: term})
+	hello := wire.EncodeToOwner(wire.CallerHello{ID: s.o.Self.ID, Term: term, To: m.ID})
 	if err := st.Send(&pb.FromPeer{Items: []*pb.CallerItem{hello}}); err != nil {
 		return fmt.Errorf("say hello: %w", err)
 	}

@@ -23,6 +23,10 @@ const (
 	probeFor   = 3 * time.Second // by then the core has given the worker up
 )
 
+// errElse ends a stream that somebody opened who looks for another process,
+// which had this address before.
+var errElse = status.Error(codes.NotFound, "the scheduler that you look for is not here any more")
+
 // errRefused is what a dial to a port fails with at which nothing listens.
 var errRefused = syscall.ECONNREFUSED
 
@@ -76,6 +80,10 @@ func (s *Service) Worker(st grpc.BidiStreamingServer[pb.FromWorker, pb.ToWorker]
 	}
 	if hello.ID == "" || hello.Name == "" {
 		return status.Error(codes.InvalidArgument, "a worker's stream begins with its hello")
+	}
+	if hello.To != s.o.Self.ID {
+		me := wire.EncodeToWorker(wire.SchedulerHello{ID: s.o.Self.ID})
+		return errors.Join(st.Send(&pb.ToWorker{Items: []*pb.SchedulerItem{me}}), errElse)
 	}
 	ctx, end := context.WithCancel(st.Context())
 	defer end()
@@ -181,6 +189,10 @@ func (s *Service) Peer(st grpc.BidiStreamingServer[pb.FromPeer, pb.ToPeer]) erro
 	}
 	if hello.ID == "" {
 		return status.Error(codes.InvalidArgument, "a scheduler's stream begins with its hello")
+	}
+	if hello.To != s.o.Self.ID {
+		me := wire.EncodeToCaller(wire.OwnerHello{ID: s.o.Self.ID})
+		return errors.Join(st.Send(&pb.ToPeer{Items: []*pb.OwnerItem{me}}), errElse)
 	}
 	ctx, end := context.WithCancel(st.Context())
 	defer end()

@@ -97,7 +97,7 @@ func (l *Link) serve(ctx context.Context, m cluster.Member) error {
 	l.mu.Unlock()
 	hello := wire.EncodeFromWorker(wire.WorkerHello{
 		ID: l.o.Self.ID, Name: l.o.Self.Name, Pool: l.o.Pool, Properties: l.o.Properties,
-		Executors: l.o.Executors, Attempts: held,
+		Executors: l.o.Executors, Attempts: held, To: m.ID,
 	})
 	if err := st.Send(&pb.FromWorker{Items: []*pb.WorkerItem{hello}}); err != nil {
 		return fmt.Errorf("say hello: %w", err)

@@ -84,7 +84,7 @@ func EncodeFromWorker(m FromWorker) *pb.WorkerItem {
 	switch m := m.(type) {
 	case WorkerHello:
 		h := &pb.WorkerItem_Hello{
-			Id: m.ID, Name: m.Name, Pool: m.Pool, Executors: uint32(m.Executors), Attempts: heldToWire(m.Attempts),
+			Id: m.ID, Name: m.Name, Pool: m.Pool, Executors: uint32(m.Executors), Attempts: heldToWire(m.Attempts), To: m.To,
 		}
 		for name, values := range m.Properties {
 			h.Properties = append(h.Properties, &pb.WorkerProperty{Name: name, Values: values})
@@ -134,7 +134,7 @@ func DecodeFromWorker(it *pb.WorkerItem) FromWorker {
 		h := v.Hello
 		m := WorkerHello{
 			ID: h.GetId(), Name: h.GetName(), Pool: h.GetPool(), Executors: int(h.GetExecutors()),
-			Properties: make(map[string][]string, len(h.GetProperties())), Attempts: heldFromWire(h.GetAttempts()),
+			Properties: make(map[string][]string, len(h.GetProperties())), Attempts: heldFromWire(h.GetAttempts()), To: h.GetTo(),
 		}
 		for _, p := range h.GetProperties() {
 			m.Properties[p.GetName()] = slices.Clone(p.GetValues())

@@ -16,7 +16,7 @@ func EncodeToOwner(m ToOwner) *pb.CallerItem {
 	}
 	switch m := m.(type) {
 	case CallerHello:
-		return &pb.CallerItem{Item: &pb.CallerItem_Hello_{Hello: &pb.CallerItem_Hello{Id: m.ID, Term: m.Term}}}
+		return &pb.CallerItem{Item: &pb.CallerItem_Hello_{Hello: &pb.CallerItem_Hello{Id: m.ID, Term: m.Term, To: m.To}}}
 	case CallerBeat:
 		return &pb.CallerItem{Item: &pb.CallerItem_Beat_{Beat: &pb.CallerItem_Beat{Heard: heardToWire(m.Heard)}}}
 	case Submit:
@@ -43,7 +43,7 @@ func EncodeToOwner(m ToOwner) *pb.CallerItem {
 func DecodeToOwner(it *pb.CallerItem) (ToOwner, error) {
 	switch v := it.GetItem().(type) {
 	case *pb.CallerItem_Hello_:
-		return CallerHello{ID: v.Hello.GetId(), Term: v.Hello.GetTerm()}, nil
+		return CallerHello{ID: v.Hello.GetId(), Term: v.Hello.GetTerm(), To: v.Hello.GetTo()}, nil
 	case *pb.CallerItem_Beat_:
 		return CallerBeat{Heard: heardFromWire(v.Beat.GetHeard())}, nil
 	case *pb.CallerItem_Submit_:

@@ -10,9 +10,13 @@ type ToOwner interface{ toOwner() }
 
 type (
 	// CallerHello opens the stream. The calls of an earlier stream are void.
+	// To is whom the caller looks for. A process that has taken over the
+	// address of one that died is somebody else, and must not take this stream
+	// for the one by which the caller really looks for it.
 	CallerHello struct {
 		ID   string
 		Term uint64
+		To   string
 	}
 	// CallerBeat says that the caller lives, and which schedulers it hears.
 	CallerBeat struct{ Heard []Heard }

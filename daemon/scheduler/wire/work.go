@@ -39,12 +39,13 @@ type Heard struct {
 type (
 	// WorkerHello opens a worker's stream. It holds all that the worker runs
 	// and has finished, for whichever scheduler. Whatever was lent or claimed
-	// over an earlier stream is void.
+	// over an earlier stream is void. To is as in CallerHello.
 	WorkerHello struct {
 		ID, Name, Pool string
 		Properties     map[string][]string
 		Executors      int
 		Attempts       []Held
+		To             string
 	}
 	// WorkerBeat says that the worker lives, and which schedulers it hears.
 	WorkerBeat struct {
