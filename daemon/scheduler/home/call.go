@@ -177,9 +177,6 @@ func (c *Core) route(now time.Time, k *call) {
 			return
 		}
 	}
-	if k.from != "" && c.kept[k.key] == k.from {
-		delete(c.kept, k.key) // it would not ask
-	}
 	switch to := c.target(now, k); {
 	case to == c.self:
 		c.admit(now, k)

@@ -179,6 +179,9 @@ func (c *Core) FromCaller(now time.Time, id string, session uint64, m wire.ToOwn
 		if n, err := operation.Parse(m.Name); err == nil {
 			k.name, k.named = n, true
 		}
+		if !m.Request.DoNotCache && c.kept[k.key] == id {
+			delete(c.kept, k.key) // or it would not ask
+		}
 		c.route(now, c.newCall(k))
 	case wire.Attach:
 		c.forwarded(now, p, wait, m)

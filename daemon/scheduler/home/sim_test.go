@@ -82,7 +82,7 @@ func (s *sim) note(format string, args ...any) {
 
 func (s *sim) fail(format string, args ...any) {
 	s.t.Helper()
-	tail := s.log[max(0, len(s.log)-4000):]
+	tail := s.log[max(0, len(s.log)-1000):]
 	s.t.Fatalf("%s\n%s", fmt.Sprintf(format, args...), strings.Join(tail, "\n"))
 }
 
@@ -658,7 +658,7 @@ func TestSimulation(t *testing.T) {
 	}{
 		{"without faults", 2, 3, false, false, 5},
 		{"streams break and stall", 2, 3, true, false, 8},
-		{"nodes are killed", 2, 3, true, true, 20},
+		{"nodes are killed", 2, 3, true, true, 25},
 		{"many nodes are killed", 5, 6, true, true, 4},
 	} {
 		t.Run(c.name, func(t *testing.T) {
