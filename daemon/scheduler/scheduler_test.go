@@ -283,6 +283,23 @@ func TestService(t *testing.T) {
 		}
 		wg.Wait()
 	})
+	t.Run("who looks for a dead scheduler at the address of a live one takes nobody's place", func(t *testing.T) {
+		t.Parallel()
+		f := newFixture(t)
+		s := []*node{f.scheduler("s1"), f.scheduler("s2")}
+		f.worker("w1", 2)
+		ghost := s[1].m
+		ghost.ID = "s2-dead"
+		f.members.set(func(ms []cluster.Member) []cluster.Member { return append(ms, ghost) })
+		ctx := within(t)
+		for round := range 20 { // the ghost is looked for again and again
+			execute(ctx, s[0], request(round, "x"), nil).check(t, fmt.Sprint("ran x", round))
+		}
+		f.members.set(func(ms []cluster.Member) []cluster.Member { return ms[:len(ms)-1] })
+		for i := range 20 {
+			execute(ctx, s[0], request(100+i, "x"), nil).check(t, fmt.Sprint("ran x", 100+i))
+		}
+	})
 	t.Run("a cancelled operation is killed and says so", func(t *testing.T) {
 		t.Parallel()
 		f := newFixture(t)
