@@ -184,11 +184,19 @@ func (s *Store) openDir() error {
 		return err
 	}
 	// Uploads of the process before are dead; Run deletes them.
-	if err := os.Rename(s.path(dirTemp), s.path(dirTrash, fmt.Sprint(time.Now().UnixNano()))); err != nil {
+	if err := s.clear(dirTemp); err != nil {
 		return err
 	}
-	if err := os.Mkdir(s.path(dirTemp), 0o700); err != nil {
+	empty, err := s.empty()
+	if err != nil {
 		return err
+	}
+	if empty {
+		// Whatever the index tells of is gone. It must not be taken for what
+		// will lie in segments of the same numbers.
+		if err := errors.Join(s.clear(dirIndex), s.clear(dirLinks)); err != nil {
+			return err
+		}
 	}
 	gens, err := s.generations()
 	if err != nil {
@@ -198,13 +206,17 @@ func (s *Store) openDir() error {
 	if len(gens) > 0 {
 		s.generation = gens[len(gens)-1] + 1
 	}
-	empty, err := s.empty()
-	if err != nil {
-		return err
-	}
-	s.clean = s.takeMarker(s.generation-1) || empty && len(gens) == 0
+	s.clean = s.takeMarker(s.generation-1) || empty
 	s.space.look(s)
 	return s.journal.open(s.generation)
+}
+
+// clear empties a directory; Run deletes what was in it.
+func (s *Store) clear(dir string) error {
+	if err := os.Rename(s.path(dir), s.path(dirTrash, fmt.Sprintf("%s-%d", dir, time.Now().UnixNano()))); err != nil {
+		return err
+	}
+	return os.Mkdir(s.path(dir), 0o700)
 }
 
 func (s *Store) takeLock() error {

@@ -84,6 +84,10 @@ func (s *Store) rewrite(ctx context.Context, g *segment) bool {
 		g.stuck = g.tries > 16
 		return false
 	}
+	if err := s.app.surpass(g.number); err != nil {
+		s.log.Warn("a sparse segment is not deleted", "segment", g.number, "err", err)
+		return false
+	}
 	if err := os.Remove(g.path); err != nil {
 		s.log.Warn("a segment stays", "segment", g.number, "err", err)
 		g.stuck = true

@@ -102,6 +102,7 @@ type record struct {
 
 type appendBatch struct {
 	recs []*record
+	over uint32 // ask for a segment of a higher number
 	err  error
 	turn chan bool // true: lead; false: err says how it went
 }
@@ -129,7 +130,17 @@ type appender struct {
 
 // append writes recs and fills their places. The room has been reserved.
 func (a *appender) append(recs []*record) error {
-	b := &appendBatch{recs: recs, turn: make(chan bool, 1)}
+	return a.do(&appendBatch{recs: recs, turn: make(chan bool, 1)})
+}
+
+// surpass makes sure that there is a segment of a higher number. The journals
+// still tell of one that is deleted, so that its number must not be used again:
+// after a restart the next one is that above the highest that is there.
+func (a *appender) surpass(number uint32) error {
+	return a.do(&appendBatch{over: number, turn: make(chan bool, 1)})
+}
+
+func (a *appender) do(b *appendBatch) error {
 	a.mu.Lock()
 	a.waiting = append(a.waiting, b)
 	if a.busy {
@@ -165,6 +176,11 @@ func (a *appender) append(recs []*record) error {
 func (a *appender) write(group []*appendBatch) error {
 	a.buf, a.recs = a.buf[:0], a.recs[:0]
 	for _, b := range group {
+		if b.over > 0 && (a.seg == nil || a.seg.number <= b.over) {
+			if err := a.replace(); err != nil {
+				return err
+			}
+		}
 		for _, r := range b.recs {
 			size := recordSize(r.d, int64(len(r.data)))
 			if err := a.roomFor(size); err != nil {
@@ -198,6 +214,17 @@ func (a *appender) roomFor(size int64) error {
 		if err := a.flush(); err != nil {
 			return err
 		}
+		a.seg.sealed.Store(true)
+	}
+	return a.begin()
+}
+
+// replace ends the newest segment and starts another.
+func (a *appender) replace() error {
+	if err := a.flush(); err != nil {
+		return err
+	}
+	if a.seg != nil {
 		a.seg.sealed.Store(true)
 	}
 	return a.begin()
