@@ -80,7 +80,7 @@ func (c *command) wanted(wd string, m *repb.Command) error {
 		kind  sandbox.Kind
 	}{
 		{"output_paths", m.GetOutputPaths(), sandbox.Missing},
-		{"output_files", m.GetOutputFiles(), sandbox.RegularFile},          
+		{"output_files", m.GetOutputFiles(), sandbox.RegularFile},
 		{"output_directories", m.GetOutputDirectories(), sandbox.Directory},
 	}
 	if c.paths = len(m.GetOutputPaths()) > 0; c.paths {
