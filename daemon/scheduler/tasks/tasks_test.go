@@ -17,9 +17,17 @@ import (
 	"github.com/remex-build/terraform-provider-remex/daemon/scheduler/wire"
 )
 
+// tester is a *testing.T or a *rapid.T.
+type tester interface {
+	Helper()
+	Errorf(format string, args ...any)
+	Fatalf(format string, args ...any)
+	Fatal(args ...any)
+}
+
 // rig is a core, what its workers were told and what its waiters heard.
 type rig struct {
-	t       testing.TB
+	t       tester
 	c       *tasks.Core
 	now     time.Time
 	session map[string]uint64
@@ -30,7 +38,7 @@ type rig struct {
 	closed  []string
 }
 
-func newRig(t testing.TB) *rig {
+func newRig(t tester) *rig {
 	return &rig{
 		t: t, now: time.Unix(1_700_000_000, 0), session: map[string]uint64{}, told: map[string][]wire.ToWorker{},
 		heard: map[tasks.Waiter][]wire.Update{}, gone: map[tasks.Waiter]bool{},
