@@ -20,7 +20,11 @@ func (s *Store) GetBatch(ctx context.Context, ds []digest.Digest) []blob.Result 
 	small := make([]digest.Digest, 0, len(ds))
 	at := make([]int, 0, len(ds))
 	for i, d := range ds {
-		if d.Size() > blob.SmallSize {
+		switch {
+		case d.IsEmpty():
+			out[i].Data = []byte{}
+			continue
+		case d.Size() > blob.SmallSize:
 			out[i] = s.getWhole(ctx, d)
 			continue
 		}

@@ -58,6 +58,8 @@ type reader struct {
 	v      *view
 	queue  []int32 // disks yet to be tried
 	tried  bool    // the first queue was made
+	local  bool    // src is this node's own disk
+	failed bool    // which has failed, and is left alone
 	closed bool
 }
 
@@ -114,12 +116,15 @@ func (r *reader) open() error {
 }
 
 func (r *reader) openHere() bool {
+	if r.failed {
+		return false
+	}
 	src, err := r.s.local.Get(r.ctx, r.d, r.off)
 	if err != nil {
 		r.s.trouble(r.d, r.s.selfAddr, err)
 		return false
 	}
-	r.src = src
+	r.src, r.local = src, true
 	return true
 }
 
@@ -146,7 +151,8 @@ func (r *reader) Read(p []byte) (int, error) {
 		r.s.trouble(r.d, "", err)
 		r.s.metrics.failovers.Inc()
 		r.src.Close()
-		r.src = nil
+		r.failed = r.failed || r.local
+		r.src, r.local = nil, false
 		if err := r.open(); err != nil {
 			r.src = io.NopCloser(failed{err})
 			return 0, err

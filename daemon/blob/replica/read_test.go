@@ -11,7 +11,10 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/iotest"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -346,5 +349,53 @@ func TestStreamsKeepToTheBudget(t *testing.T) {
 	// All of it was given back.
 	if err := c.Store.budget.Acquire(t.Context(), 300<<10); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestTheEmptyBlobIsReadFromNobody(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 0, options{})
+	for _, fn := range []digest.Function{digest.SHA256, digest.BLAKE3} {
+		d := digest.Empty(fn)
+		if r := c.GetBatch(soon(t, 100*time.Millisecond), []digest.Digest{d})[0]; r.Err != nil || len(r.Data) > 0 {
+			t.Errorf("batch: %d bytes, %v", len(r.Data), r.Err)
+		}
+		if r, err := c.Get(soon(t, 100*time.Millisecond), d, 0); err != nil {
+			t.Errorf("stream: %v", err)
+		} else if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// failing is a disk from which nothing can be read.
+type failing struct {
+	Disk
+	reads atomic.Int32
+}
+
+func (f *failing) Get(context.Context, digest.Digest, int64) (io.ReadCloser, error) {
+	f.reads.Add(1)
+	return io.NopCloser(iotest.ErrReader(errors.New("input/output error"))), nil
+}
+
+func TestADiskThatFailsIsNotReadForEver(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, options{})
+	b := random(largeSize)
+	n := c.nodes[0]
+	n.keep(b)
+	disk := &failing{Disk: n.disk}
+	s := c.begin(Options{Placement: c.layout, Local: disk, SelfAddr: n.addr})
+	r, err := s.Get(soon(t, 300*time.Millisecond), b.Digest, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := io.ReadAll(r); err == nil {
+		t.Error("it was read")
+	}
+	if n := disk.reads.Load(); n > 3 {
+		t.Errorf("the disk was read %d times", n)
 	}
 }
