@@ -374,6 +374,14 @@ func TestGetTree(t *testing.T) {
 		_, err := getTree(t.Context(), w, &repb.GetTreeRequest{RootDigest: wire(w.store.Add([]byte("\xff\xff")))})
 		wantInvalid(t, err, "root_digest")
 	})
+	t.Run("no directory, by its size", func(t *testing.T) {
+		huge := w.store.Add(bytes.Repeat([]byte{0xff}, 5<<20))
+		_, err := getTree(t.Context(), w, &repb.GetTreeRequest{RootDigest: w.add(t, dir("root", wire(huge)))})
+		wantInvalid(t, err, "root_digest")
+		if !strings.Contains(err.Error(), "more than a Directory may have") {
+			t.Errorf("it was read first: %v", err)
+		}
+	})
 	t.Run("bad pages", func(t *testing.T) {
 		_, err := getTree(t.Context(), w, &repb.GetTreeRequest{RootDigest: root, PageSize: -1})
 		wantInvalid(t, err, "page_size")

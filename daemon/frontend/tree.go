@@ -33,6 +33,11 @@ func (f *Frontend) walk(ctx context.Context, root digest.Digest, visit func(i in
 	seen := map[digest.Digest]struct{}{root: {}}
 	for next := 0; next < len(order); {
 		batch := walkNext(order[next:])
+		for _, d := range batch {
+			if d.Size() > maxBatch { // which would all be read into memory
+				return invalid("root_digest", "%s has %d bytes, more than a Directory may have", d, d.Size())
+			}
+		}
 		for i, r := range f.readAll(ctx, batch) {
 			d := batch[i]
 			switch {
@@ -96,9 +101,6 @@ func (s cas) GetTree(req *repb.GetTreeRequest, stream grpc.ServerStreamingServer
 	}
 	if req.PageSize < 0 {
 		return invalid("page_size", "%d is negative", req.PageSize)
-	}
-	if root.Size() > maxBatch {
-		return invalid("root_digest", "%d bytes are more than a Directory may have", root.Size())
 	}
 	skip, err := parseToken(req.PageToken, root)
 	if err != nil {
