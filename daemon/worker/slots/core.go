@@ -372,6 +372,9 @@ func (c *Core) offer(s *sched, m wire.Offer) {
 		if ok = cl != nil && cl.sched == s.id; ok {
 			at = cl.executor
 			delete(c.claims, m.Claim)
+			if idle := c.oldestClaim(false); at < 0 && idle != nil {
+				at, idle.executor = idle.executor, -1 // no need to wait for that one
+			}
 		}
 	}
 	if !ok || c.closed || c.runs[r.ref] != nil {

@@ -27,7 +27,10 @@ func (c *Core) settle(now time.Time) {
 		if c.execs[i].use != free {
 			continue
 		}
-		if s := c.bidder(now); s != nil {
+		if cl := c.oldestClaim(true); cl != nil {
+			cl.executor = i // what it brings need not wait
+			c.execs[i] = executor{use: claimed}
+		} else if s := c.bidder(now); s != nil {
 			c.execs[i] = executor{use: claimed}
 			c.claim(now, s, i)
 		} else if s := c.borrower(now, i); s != nil {
@@ -38,6 +41,18 @@ func (c *Core) settle(now time.Time) {
 	}
 	c.claimAhead(now)
 	c.recall(now)
+}
+
+// oldestClaim is the oldest claim for a task ahead, or of those for an idle
+// executor; nil if there is none.
+func (c *Core) oldestClaim(ahead bool) *claim {
+	first := uint64(0)
+	for n, cl := range c.claims {
+		if cl.executor < 0 == ahead && (first == 0 || n < first) {
+			first = n
+		}
+	}
+	return c.claims[first]
 }
 
 // claimAhead looks for tasks to follow those that run, one an executor, once no
