@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -134,13 +135,13 @@ type node struct {
 }
 
 type fixture struct {
-	t       *testing.T
+	t       testing.TB
 	members *members
 	gate    chan struct{}
 	nodes   []*node
 }
 
-func newFixture(t *testing.T) *fixture {
+func newFixture(t testing.TB) *fixture {
 	t.Helper()
 	f := &fixture{t: t, members: &members{view: &cluster.View{}, changed: make(chan struct{})}, gate: make(chan struct{})}
 	t.Cleanup(func() {
@@ -235,7 +236,7 @@ func execute(ctx context.Context, n *node, r scheduler.Request, updates chan<- s
 	return o
 }
 
-func (o outcome) check(t *testing.T, want string) {
+func (o outcome) check(t testing.TB, want string) {
 	t.Helper()
 	if o.err != nil || !o.last.Done || o.last.Err != nil || string(o.last.Response) != want {
 		t.Errorf("got %+v, %v; want %q", o.last, o.err, want)
@@ -417,4 +418,37 @@ func TestService(t *testing.T) {
 			t.Errorf("got %+v, %v", o.last, o.err)
 		}
 	})
+}
+
+// BenchmarkExecute is an action that does nothing, from its Execute call to its
+// response, over real streams: alone, and many at once.
+func BenchmarkExecute(b *testing.B) {
+	for _, schedulers := range []int{1, 2} {
+		for _, at := range []int{1, 64} {
+			b.Run(fmt.Sprintf("schedulers=%d/inflight=%d", schedulers, at), func(b *testing.B) {
+				f := newFixture(b)
+				var s []*node
+				for i := range schedulers {
+					s = append(s, f.scheduler(fmt.Sprint("s", i)))
+				}
+				f.worker("w1", 2)
+				f.worker("w2", 2)
+				ctx := b.Context()
+				execute(ctx, s[0], request(0, "warm"), nil).check(b, "ran warm0")
+				var n atomic.Int64
+				var wg sync.WaitGroup
+				b.ResetTimer()
+				for range at {
+					wg.Go(func() {
+						for i := n.Add(1); i <= int64(b.N); i = n.Add(1) {
+							if o := execute(ctx, s[int(i)%schedulers], request(int(i), "x"), nil); !o.last.Done {
+								b.Errorf("got %+v", o)
+							}
+						}
+					})
+				}
+				wg.Wait()
+			})
+		}
+	}
 }
