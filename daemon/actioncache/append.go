@@ -31,33 +31,32 @@ func (j *Journal) Append(es []Entry) error {
 			buf = buf[:n]
 		}
 		if len(buf) >= int(j.segmentSize)/2 {
-			if _, err := j.write(buf); err != nil {
+			if err := j.write(buf); err != nil {
 				return err
 			}
 			buf = buf[:0]
 		}
 	}
-	_, err := j.write(buf)
-	return err
+	return j.write(buf)
 }
 
-// write appends records to the active segment, which it returns, and makes the
-// index point to them. The caller holds wmu.
-func (j *Journal) write(records []byte) (*segment, error) {
+// write appends records to the active segment, and makes the index point to
+// them. The caller holds wmu.
+func (j *Journal) write(records []byte) error {
 	if len(records) == 0 {
-		return nil, nil //nolint:nilnil // nothing was written anywhere
+		return nil
 	}
 	s, err := j.roll(int64(len(records)))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	// What a failed write left behind is written over by the next.
 	off := s.size
 	if _, err := s.file.WriteAt(records, off); err != nil {
 		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-			return nil, fmt.Errorf("append to action journal: %w: %w", blob.ErrFull, err)
+			return fmt.Errorf("append to action journal: %w: %w", blob.ErrFull, err)
 		}
-		return nil, fmt.Errorf("append to action journal: %w: %w", blob.ErrUnavailable, err)
+		return fmt.Errorf("append to action journal: %w: %w", blob.ErrUnavailable, err)
 	}
 	j.mu.Lock()
 	s.size += int64(len(records))
@@ -67,7 +66,7 @@ func (j *Journal) write(records []byte) (*segment, error) {
 		r.off += off
 		j.point(s, r)
 	})
-	return s, nil
+	return nil
 }
 
 // roll returns the active segment, a new one where n more bytes don't fit. It

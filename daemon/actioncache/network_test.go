@@ -165,7 +165,7 @@ func (n *network) start(names ...string) {
 		}
 		x.stop = func() {
 			cancel()
-			x.Client.cancel() // killed: nothing on its way arrives
+			x.cancel() // killed: nothing on its way arrives
 			running.Wait()
 			if o.Journal != nil {
 				if err := o.Journal.Close(); err != nil {

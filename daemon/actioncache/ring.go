@@ -2,6 +2,7 @@ package actioncache
 
 import (
 	"cmp"
+	"slices"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -60,11 +61,4 @@ func (r *ring) owners(k Key, n int) []int {
 	return placement.Rendezvous(xxhash.Sum64String(k.pack()), r.names, n)
 }
 
-func (r *ring) isSelf(owners []int) bool {
-	for _, i := range owners {
-		if i == r.self {
-			return true
-		}
-	}
-	return false
-}
+func (r *ring) isSelf(owners []int) bool { return slices.Contains(owners, r.self) }

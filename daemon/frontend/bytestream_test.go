@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -277,7 +278,7 @@ func TestWriteRefuses(t *testing.T) {
 			})[:1], "finish_write"},
 			"cut short": {ms(func([]*bspb.WriteRequest) {})[:1], "finish_write"},
 			"long": {ms(func(ms []*bspb.WriteRequest) {
-				ms[1].Data = append(ms[1].Data[:len(ms[1].Data):len(ms[1].Data)], 0)
+				ms[1].Data = append(slices.Clip(ms[1].Data), 0)
 			}), "data"},
 			"gap":           {ms(func(ms []*bspb.WriteRequest) { ms[1].WriteOffset++ }), "write_offset"},
 			"overlap":       {ms(func(ms []*bspb.WriteRequest) { ms[1].WriteOffset-- }), "write_offset"},

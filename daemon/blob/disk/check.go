@@ -94,7 +94,7 @@ func (l *loader) checkFiles(ctx context.Context) error {
 			sh.flagLocked(i, flagFound, 0)
 			return nil
 		default:
-			sums, _, err := l.s.variantSums(d, e)
+			sums, err := l.s.variantSums(d, e)
 			if err != nil && !errors.Is(err, ErrCorrupt) {
 				return err
 			}

@@ -44,14 +44,14 @@ func (s *Store) missing(d digest.Digest) error {
 }
 
 // insert makes an entry, as the newest. When there is one already it is kept,
-// touched, and becomes owned if e is; the answer is false then.
-func (s *Store) insert(d digest.Digest, e entry) bool {
+// touched, and becomes owned if e is.
+func (s *Store) insert(d digest.Digest, e entry) {
 	sh := s.index.shard(d)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if i := s.index.findLocked(sh, d); i != 0 {
 		s.renewLocked(sh, i, d, e.kind)
-		return false
+		return
 	}
 	e.touch = s.now()
 	s.index.addLocked(sh, d, e, true)
@@ -61,7 +61,6 @@ func (s *Store) insert(d digest.Digest, e entry) bool {
 	} else {
 		s.segs.addLive(e.place.seg, recordBytes(d, e))
 	}
-	return true
 }
 
 // renewLocked does to an entry what storing its blob again means. It reports

@@ -136,7 +136,7 @@ func (x *index) findLocked(s *shard, d digest.Digest) uint32 {
 
 // addLocked makes a node for d, which must have none, as the newest or the
 // oldest of its kind.
-func (x *index) addLocked(s *shard, d digest.Digest, e entry, newest bool) uint32 {
+func (x *index) addLocked(s *shard, d digest.Digest, e entry, newest bool) {
 	total := s.count[0] + s.count[1]
 	if 3*(total+1) > 2*int64(len(s.table)) {
 		x.growLocked(s)
@@ -162,7 +162,6 @@ func (x *index) addLocked(s *shard, d digest.Digest, e entry, newest bool) uint3
 	s.placeLocked(x, i)
 	s.linkLocked(i, newest)
 	s.variants += variants(e.flags)
-	return i
 }
 
 func variants(flags uint16) int64 {

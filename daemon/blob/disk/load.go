@@ -175,7 +175,7 @@ func (l *loader) readFile(ctx context.Context, path string) (whole bool, err err
 		if !ok {
 			return false, nil
 		}
-		r.Discard(size)
+		_, _ = r.Discard(size) // it was peeked at
 		l.apply(op, d, e)
 	}
 }

@@ -161,7 +161,7 @@ func TestWritesGoOnWhileOldCopiesLeave(t *testing.T) {
 			size = 700_000
 		}
 		b := blobtest.Blob(i, size)
-		if err := d.Store.Put(t.Context(), b.Digest, Cached, bytes.NewReader(b.Data)); err != nil {
+		if err := d.Put(t.Context(), b.Digest, Cached, bytes.NewReader(b.Data)); err != nil {
 			for _, g := range d.segs.all() {
 				t.Logf("%d size %d live %d sealed %t stuck %t", g.number, g.size.Load(), g.live.Load(), g.sealed.Load(), g.stuck)
 			}

@@ -180,7 +180,7 @@ func (s *Store) inspect(ctx context.Context, d digest.Digest, e entry, executabl
 		s.flag(d, ready, 0)
 		return nil
 	}
-	sums, _, err := s.variantSums(d, e)
+	sums, err := s.variantSums(d, e)
 	if err != nil {
 		return err
 	}
@@ -201,11 +201,12 @@ func (s *Store) inspect(ctx context.Context, d digest.Digest, e entry, executabl
 }
 
 // variantSums are the sums that a file made for linking must have.
-func (s *Store) variantSums(d digest.Digest, e entry) ([]byte, entry, error) {
+func (s *Store) variantSums(d digest.Digest, e entry) ([]byte, error) {
 	if e.flags&flagFile == 0 {
-		return binary.LittleEndian.AppendUint32(nil, e.sum), e, nil
+		return binary.LittleEndian.AppendUint32(nil, e.sum), nil
 	}
-	return s.sums(d, e)
+	sums, _, err := s.sums(d, e)
+	return sums, err
 }
 
 // sameBytes reports whether the file has these sums. A file that is not there

@@ -129,10 +129,10 @@ func newCluster(t testing.TB, disks int, o options) *testCluster {
 		Peers: c.wire, Placement: c.layout, R: o.r, W: o.w, Budget: o.budget,
 		Log: quiet(), Registerer: prometheus.NewRegistry(),
 	})
-	c.Store.repairs.delay = 10 * time.Millisecond
+	c.repairs.delay = 10 * time.Millisecond
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { c.Store.Run(ctx) })
+	wg.Go(func() { c.Run(ctx) })
 	t.Cleanup(func() {
 		cancel()
 		wg.Wait()

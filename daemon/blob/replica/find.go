@@ -3,6 +3,7 @@ package replica
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
@@ -161,22 +162,13 @@ func (s *Store) find(ctx context.Context, v *view, ds []digest.Digest, touch boo
 		}
 		owners := v.owners(some[:0], d)
 		for o := range int32(len(v.disks)) {
-			if !contains(owners, o) {
+			if !slices.Contains(owners, o) {
 				others[o] = append(others[o], int32(i))
 			}
 		}
 	}
 	s.ask(ctx, ds, others, touch, a)
 	return a
-}
-
-func contains(is []int32, x int32) bool {
-	for _, i := range is {
-		if i == x {
-			return true
-		}
-	}
-	return false
 }
 
 type reply struct {

@@ -34,7 +34,7 @@ func (s *Store) Put(ctx context.Context, d digest.Digest, r io.Reader) error {
 	defer bulk.Free()
 	for {
 		_, err := bulk.Fill(r, chunkSize)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return w.finish()
 		}
 		if err != nil {
@@ -50,7 +50,7 @@ func (s *Store) Put(ctx context.Context, d digest.Digest, r io.Reader) error {
 func readSmall(d digest.Digest, r io.Reader) ([]byte, error) {
 	data := make([]byte, d.Size()+1)
 	n, err := io.ReadFull(r, data)
-	if err != nil && err != io.EOF && !errors.Is(err, io.ErrUnexpectedEOF) {
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, fmt.Errorf("read what is to be stored as %s: %w", d, err)
 	}
 	if int64(n) != d.Size() {

@@ -347,7 +347,7 @@ func TestStreamsKeepToTheBudget(t *testing.T) {
 		t.Fatal(err)
 	}
 	// All of it was given back.
-	if err := c.Store.budget.Acquire(t.Context(), 300<<10); err != nil {
+	if err := c.budget.Acquire(t.Context(), 300<<10); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -208,7 +208,7 @@ func TestAnUploadIsResumed(t *testing.T) {
 		first.start(c.o)
 		eventually(t, "it is reached again", func() bool {
 			_, err := c.Missing(soon(t, 1e9), []digest.Digest{b.Digest})
-			return err == nil && c.Store.peers.Reachable(first.addr)
+			return err == nil && c.peers.Reachable(first.addr)
 		})
 		if off, complete := c.offset(b); off != 0 || complete {
 			t.Errorf("at %d, complete %v", off, complete)
