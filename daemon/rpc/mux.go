@@ -258,7 +258,7 @@ func (a *answering) answer(j job) {
 		ans.Code = uint32(CodeOf(err))
 		ans.Message = cleanText(err.Error())
 	}
-	gone := j.ctx.Err() == context.Canceled //nolint:errorlint // contexts return it bare
+	gone := j.ctx.Err() == context.Canceled // contexts return it bare
 	a.release(j.call)
 	if !gone { // else nobody waits for it
 		a.out.put(a.ctx, ans, itemSize+len(ans.Body))

@@ -41,7 +41,7 @@ func ToStatus(err error) error {
 	if st == nil {
 		return status.Error(code, cleanText(text))
 	}
-	if _, bare := err.(grpcStatus); bare { //nolint:errorlint // a bare status has its own text, a wrapped one its wrapper's
+	if _, bare := err.(grpcStatus); bare { // a bare status has its own text, a wrapped one its wrapper's
 		text = st.Message()
 	}
 	p := st.Proto()
@@ -109,7 +109,7 @@ func find(err error) (codes.Code, *status.Status) {
 
 func search(err error) (codes.Code, *status.Status, bool) {
 	for err != nil {
-		switch e := err.(type) { //nolint:errorlint // this is the walk
+		switch e := err.(type) { // this is the walk
 		case Coder:
 			return e.Code(), nil, true
 		case grpcStatus:
@@ -117,13 +117,13 @@ func search(err error) (codes.Code, *status.Status, bool) {
 				return st.Code(), st, true
 			}
 		}
-		switch err { //nolint:errorlint // this is the walk
+		switch err { // this is the walk
 		case context.Canceled:
 			return codes.Canceled, nil, true
 		case context.DeadlineExceeded:
 			return codes.DeadlineExceeded, nil, true
 		}
-		if many, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // this is the walk
+		if many, ok := err.(interface{ Unwrap() []error }); ok { // this is the walk
 			for _, e := range many.Unwrap() {
 				if code, st, ok := search(e); ok {
 					return code, st, true
