@@ -32,8 +32,11 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 	if err != nil {
 		return err
 	}
+	// What clients send lies in the frontend's half until it lies in the
+	// store's: one budget for both could be held by calls that wait for it.
+	half := int64(c.StreamBudget) / 2
 	store := replica.New(replica.Options{
-		Peers: b.peers, Placement: b.placement, R: c.Replicas, W: c.Acks(), Settled: b.placement.Settled, Budget: int64(c.StreamBudget), Log: log, Registerer: reg,
+		Peers: b.peers, Placement: b.placement, R: c.Replicas, W: c.Acks(), Settled: b.placement.Settled, Budget: half, Log: log, Registerer: reg,
 	})
 	memory := actioncache.NewMemory(int64(c.ActionCacheSize))
 	cache := actioncache.New(actioncache.Options{
@@ -48,7 +51,7 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 	tasks.Register(b.server)
 	front := frontend.New(frontend.Options{
 		Store: store, Uploads: frontend.UploadsOf(store), ActionCache: cache, Executor: tasks,
-		Budget: rpc.NewBudget(int64(c.StreamBudget)), MaxTimeout: c.MaxTimeout, Log: log, Registerer: reg,
+		Budget: rpc.NewBudget(half), MaxTimeout: c.MaxTimeout, Log: log, Registerer: reg,
 	})
 	b.status.Fill = func(st *pb.NodeStatus) {
 		q := tasks.Status()
