@@ -13,12 +13,19 @@ import (
 
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
+	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
 )
 
 // readChunk is how many bytes one message of a Read carries: large enough that
 // messages cost little beside their bytes, small enough that thousands of slow
 // readers fit into the budget.
 const readChunk = 256 << 10
+
+// The fields of ReadResponse and WriteRequest that hold the data.
+const (
+	readData  = 10
+	writeData = 10
+)
 
 func (s byteStream) read(req *bspb.ReadRequest, ss grpc.ServerStream) error {
 	ctx := ss.Context()
@@ -71,22 +78,21 @@ func (s byteStream) readStream(ctx context.Context, d digest.Digest, off, n int6
 		return fmt.Errorf("read %s: %w", d, err)
 	}
 	defer r.Close()
-	pooled := s.chunks.Get().(*[]byte)
-	defer s.chunks.Put(pooled)
-	buf := *pooled // free again as soon as a message is sent, which copies it
+	msg := &rpc.Bulk{Field: readData}
+	defer msg.Free()
 	for n > 0 {
-		chunk := buf[:min(n, int64(len(buf)))]
-		if _, err := io.ReadFull(r, chunk); err != nil {
-			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		k, err := msg.Fill(r, int(min(n, readChunk)))
+		if err != nil {
+			if errors.Is(err, io.EOF) {
 				return status.Errorf(codes.Unavailable, "read %s: it ended %d bytes early", d, n)
 			}
 			return fmt.Errorf("read %s: %w", d, err)
 		}
-		if err := ss.SendMsg(&bspb.ReadResponse{Data: chunk}); err != nil {
+		if err := ss.SendMsg(msg); err != nil {
 			return err
 		}
-		n -= int64(len(chunk))
-		s.metrics.bytesOut.Add(float64(len(chunk)))
+		n -= int64(k)
+		s.metrics.bytesOut.Add(float64(k))
 	}
 	return nil
 }

@@ -14,17 +14,20 @@ import (
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/blob/replica"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
+	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
 )
 
 func (s byteStream) write(ss grpc.ServerStream) error {
-	in := &incoming{ss: ss}
-	first, err := in.recv()
+	in := newIncoming(ss)
+	defer in.msg.Free()
+	err := in.recv()
 	if errors.Is(err, io.EOF) {
 		return invalid(fieldResource, "the stream ended before it named one")
 	}
 	if err != nil {
 		return err
 	}
+	first := in.head
 	res, err := parseWrite(first.ResourceName)
 	if err != nil {
 		return err
@@ -34,24 +37,25 @@ func (s byteStream) write(ss grpc.ServerStream) error {
 	if in.next < 0 || in.next > in.size {
 		return invalid("write_offset", "%d of a blob of %d bytes", in.next, in.size)
 	}
-	if err := in.check(first); err != nil {
+	begin := in.next
+	if err := in.check(); err != nil {
 		return err
 	}
-	if first.WriteOffset > 0 {
+	if begin > 0 {
 		committed, complete, err := s.uploads.UploadOffset(ss.Context(), res.upload(), d)
 		switch {
 		case err != nil:
 			return fmt.Errorf("resume upload of %s: %w", d, err)
 		case complete:
 			return ss.SendMsg(&bspb.WriteResponse{CommittedSize: d.Size()})
-		case committed != first.WriteOffset:
-			return wrongOffset(first.WriteOffset, committed)
+		case committed != begin:
+			return wrongOffset(begin, committed)
 		}
 	}
 	if d.Size() <= blob.SmallSize {
-		err = s.writeSmall(ss.Context(), in, d, first)
+		err = s.writeSmall(ss.Context(), in, d)
 	} else {
-		err = s.writeStream(ss.Context(), in, res, first)
+		err = s.writeStream(ss.Context(), in, res, begin)
 	}
 	if err != nil {
 		return err
@@ -60,24 +64,23 @@ func (s byteStream) write(ss grpc.ServerStream) error {
 }
 
 // writeSmall gathers a blob that fits into a batch. Partial uploads of such are
-// not kept: first is at offset 0.
-func (s byteStream) writeSmall(ctx context.Context, in *incoming, d digest.Digest, first *bspb.WriteRequest) error {
+// not kept: the first message is at offset 0.
+func (s byteStream) writeSmall(ctx context.Context, in *incoming, d digest.Digest) error {
 	release, err := s.hold(ctx, d.Size())
 	if err != nil {
 		return err
 	}
 	defer release()
-	data := first.Data
-	for !in.done {
-		m, err := in.recv()
-		if err == nil {
-			err = in.check(m)
+	data := make([]byte, 0, d.Size())
+	for {
+		for _, part := range in.msg.Data {
+			data = append(data, part.ReadOnlyData()...)
 		}
-		if err = in.ended(err); err != nil {
+		if in.done {
+			break
+		}
+		if err := in.following(); err != nil {
 			return err
-		}
-		if m != nil {
-			data = append(data, m.Data...)
 		}
 	}
 	s.metrics.bytesIn.Add(float64(len(data)))
@@ -89,9 +92,9 @@ func (s byteStream) writeSmall(ctx context.Context, in *incoming, d digest.Diges
 	return nil
 }
 
-func (s byteStream) writeStream(ctx context.Context, in *incoming, res resource, first *bspb.WriteRequest) error {
+func (s byteStream) writeStream(ctx context.Context, in *incoming, res resource, begin int64) error {
 	d := res.digest
-	up, err := s.uploads.Upload(ctx, res.upload(), d, first.WriteOffset)
+	up, err := s.uploads.Upload(ctx, res.upload(), d, begin)
 	if err != nil {
 		return fmt.Errorf("upload %s: %w", d, err)
 	}
@@ -99,17 +102,14 @@ func (s byteStream) writeStream(ctx context.Context, in *incoming, res resource,
 	if up.Complete() {
 		return nil // whoever else uploaded it: the client need not go on
 	}
-	for m := first; ; {
-		if err := s.append(ctx, up, m.GetData()); err != nil {
+	for {
+		if err := s.append(ctx, up, &in.msg); err != nil {
 			return fmt.Errorf("upload %s: %w", d, err)
 		}
 		if in.done {
 			break
 		}
-		if m, err = in.recv(); err == nil {
-			err = in.check(m)
-		}
-		if err = in.ended(err); err != nil {
+		if err := in.following(); err != nil {
 			return err
 		}
 	}
@@ -121,19 +121,21 @@ func (s byteStream) writeStream(ctx context.Context, in *incoming, res resource,
 
 // append waits for room in the budget while it holds one message: what the
 // client has sent beyond it waits in its own flow-control window.
-func (s byteStream) append(ctx context.Context, up Upload, p []byte) error {
-	if len(p) == 0 {
+func (s byteStream) append(ctx context.Context, up Upload, msg *rpc.Bulk) error {
+	n := int64(msg.Len())
+	if n == 0 {
 		return nil
 	}
-	release, err := s.hold(ctx, int64(len(p)))
+	release, err := s.hold(ctx, n)
 	if err != nil {
 		return err
 	}
 	defer release()
-	if err := up.Write(p); err != nil {
+	if err := up.Append(msg.Data); err != nil {
 		return err
 	}
-	s.metrics.bytesIn.Add(float64(len(p)))
+	msg.Free()
+	s.metrics.bytesIn.Add(float64(n))
 	return nil
 }
 
@@ -143,32 +145,54 @@ func wrongOffset(got, want int64) error {
 	return status.Errorf(codes.Aborted, "write_offset is %d where %d bytes are committed", got, want)
 }
 
-// incoming checks the messages of one upload against the protocol.
+// incoming receives the messages of one upload, and checks them against the
+// protocol.
 type incoming struct {
 	ss   grpc.ServerStream
-	name string // the resource's
-	size int64  // of the blob
-	next int64  // the offset that the next message must have
-	done bool   // no message is to follow
+	head *bspb.WriteRequest // the message in hand, without its data
+	msg  rpc.Bulk           // all of it
+	name string             // the resource's
+	size int64              // of the blob
+	next int64              // the offset that the next message must have
+	done bool               // no message is to follow
 }
 
-func (in *incoming) recv() (*bspb.WriteRequest, error) {
-	m := &bspb.WriteRequest{}
-	if err := in.ss.RecvMsg(m); err != nil {
-		return nil, err
+func newIncoming(ss grpc.ServerStream) *incoming {
+	in := &incoming{ss: ss, head: &bspb.WriteRequest{}}
+	in.msg = rpc.Bulk{Head: in.head, Field: writeData}
+	return in
+}
+
+// recv takes the next message into hand.
+func (in *incoming) recv() error {
+	in.msg.Free()
+	return in.ss.RecvMsg(&in.msg) // which resets the head
+}
+
+// following receives and checks the message that follows another, or the
+// stream's end in its place.
+func (in *incoming) following() error {
+	err := in.recv()
+	if errors.Is(err, io.EOF) {
+		// Some clients end the stream in place of finish_write.
+		return in.finish("the stream ended after")
 	}
-	return m, nil
+	if err != nil {
+		return err
+	}
+	return in.check()
 }
 
-// check accepts m as the next message.
-func (in *incoming) check(m *bspb.WriteRequest) error {
+// check accepts the message in hand as the next one.
+func (in *incoming) check() error {
+	m := in.head
 	if m.ResourceName != "" && m.ResourceName != in.name {
 		return invalid(fieldResource, "%s differs from the first message's", quote(m.ResourceName))
 	}
 	if m.WriteOffset != in.next {
 		return invalid("write_offset", "%d where %d was to follow", m.WriteOffset, in.next)
 	}
-	if in.next += int64(len(m.Data)); in.next > in.size {
+	if in.next += int64(in.msg.Len()); in.next > in.size {
 		return invalid("data", "%d bytes or more, where the digest says %d", in.next, in.size)
 	}
 	if m.FinishWrite {
@@ -183,15 +207,6 @@ func (in *incoming) finish(what string) error {
 	}
 	in.done = true
 	return nil
-}
-
-// ended takes the stream's end for finish_write if all bytes are there, as
-// some clients do.
-func (in *incoming) ended(err error) error {
-	if errors.Is(err, io.EOF) {
-		return in.finish("the stream ended after")
-	}
-	return err
 }
 
 // queryWriteStatus answers offset 0 for what is unknown: NOT_FOUND would make

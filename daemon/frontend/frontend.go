@@ -13,7 +13,6 @@ package frontend
 import (
 	"context"
 	"log/slog"
-	"sync"
 	"time"
 
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
@@ -61,7 +60,6 @@ type Frontend struct {
 
 	budget     *rpc.Budget
 	recent     recent
-	chunks     sync.Pool // of *[]byte, readChunk each
 	maxTimeout time.Duration
 	log        *slog.Logger
 	metrics    *metrics
@@ -75,10 +73,6 @@ func New(o Options) *Frontend {
 		store: o.Store, uploads: o.Uploads, actions: o.ActionCache, executor: o.Executor,
 		budget: o.Budget, maxTimeout: o.MaxTimeout,
 		log: o.Log.With("part", "frontend"), metrics: newMetrics(o.Registerer), health: health.NewServer(),
-	}
-	f.chunks.New = func() any {
-		b := make([]byte, readChunk)
-		return &b
 	}
 	if f.budget == nil {
 		f.budget = rpc.NewBudget(256 << 20)

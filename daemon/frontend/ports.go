@@ -3,6 +3,8 @@ package frontend
 import (
 	"context"
 
+	"google.golang.org/grpc/mem"
+
 	"github.com/remex-build/terraform-provider-remex/daemon/actioncache"
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/blob/replica"
@@ -28,8 +30,9 @@ type Upload interface {
 	// Complete reports that the blob is stored already, so that nothing need
 	// be written or finished.
 	Complete() bool
-	// Write appends p, which it does not keep.
-	Write(p []byte) error
+	// Append appends data without copying it: it takes references of its own,
+	// and the caller keeps those that it has.
+	Append(data mem.BufferSlice) error
 	// Finish verifies the digest (blob.ErrMismatch) and stores the blob.
 	Finish() error
 	// Close lets go of the upload; what was written of an unfinished one is

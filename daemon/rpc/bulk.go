@@ -38,16 +38,28 @@ func (b *Bulk) Free() {
 	b.Data = nil
 }
 
-// Fill replaces the data with up to n bytes of r, in a pooled buffer. It returns
-// how many they are, and io.EOF only if there was none left.
+// Chunker is a reader that hands out its own buffers. Chunk returns the next
+// bytes, at least one and at most n, of which the caller owns references; at
+// the end it returns io.EOF.
+type Chunker interface {
+	Chunk(n int) (mem.BufferSlice, error)
+}
+
+// Fill replaces the data with up to n bytes of r: with buffers of r's own if it
+// is a Chunker, which may return fewer before its end, else with a pooled one.
+// It returns how many they are, and io.EOF only if there was none left.
 func (b *Bulk) Fill(r io.Reader, n int) (int, error) {
 	b.Free()
 	if n <= 0 {
 		return 0, nil
 	}
-	pool := mem.DefaultBufferPool()
+	if c, ok := r.(Chunker); ok {
+		var err error
+		b.Data, err = c.Chunk(n)
+		return b.Len(), err
+	}
 	buf := pool.Get(n)
-	k, err := io.ReadFull(r, (*buf)[:n])
+	k, err := io.ReadFull(r, *buf)
 	if k == 0 {
 		pool.Put(buf)
 		return 0, err

@@ -136,6 +136,55 @@ func TestFillReadsUpToItsBound(t *testing.T) {
 	b.Free()
 }
 
+// chunked hands out what it is made of.
+type chunked struct {
+	io.Reader
+	parts mem.BufferSlice
+}
+
+func (c *chunked) Chunk(n int) (mem.BufferSlice, error) {
+	if len(c.parts) == 0 {
+		return nil, io.EOF
+	}
+	part := c.parts[:1]
+	c.parts = c.parts[1:]
+	return part, nil
+}
+
+func TestFillCopiesNothingOfAChunker(t *testing.T) {
+	first := []byte("abc")
+	b := Bulk{Field: 1}
+	r := &chunked{parts: mem.BufferSlice{mem.SliceBuffer(first), mem.SliceBuffer("de")}}
+	if n, err := b.Fill(r, 10); n != 3 || err != nil || &b.Data[0].ReadOnlyData()[0] != &first[0] {
+		t.Errorf("got %d, %v", n, err)
+	}
+	if n, err := b.Fill(r, 10); n != 2 || err != nil {
+		t.Errorf("then %d, %v", n, err)
+	}
+	if n, err := b.Fill(r, 10); n != 0 || b.Len() != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("at the end %d, %v", n, err)
+	}
+}
+
+func TestPoolTakesBackWhatItGave(t *testing.T) {
+	for _, n := range []int{0, 1, 1000, 1024, 1025, 16 << 10, 1<<20 - 1, 1 << 20, 1<<20 + 1} {
+		b := pool.Get(n)
+		if len(*b) != n {
+			t.Errorf("%d bytes instead of %d", len(*b), n)
+		}
+		*b = (*b)[:n/2]
+		pool.Put(b)
+		if again := pool.Get(n); len(*again) != n {
+			t.Errorf("%d bytes instead of %d, once used", len(*again), n)
+		}
+	}
+	odd := make([]byte, 3000)
+	pool.Put(&odd) // not one of its sizes
+	if b := pool.Get(4000); len(*b) != 4000 {
+		t.Errorf("%d bytes", len(*b))
+	}
+}
+
 var errRead = errors.New("read")
 
 type errReader struct{}

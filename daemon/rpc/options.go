@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/keepalive"
 )
 
@@ -20,6 +21,11 @@ const (
 	MaxPublicSend = 4 << 20
 	MaxMessage    = 16 << 20
 )
+
+// ioSize is how many bytes one read or write of a connection moves at most.
+// What gRPC takes by itself, 32 KiB, costs a blob several times the system
+// calls. Connections hold such buffers only while bytes move.
+const ioSize = 128 << 10
 
 // dialTimeout is how long a TCP and TLS handshake may take: nodes share a
 // network, and a caller has other replicas to ask.
@@ -47,6 +53,9 @@ func serverOptions() []grpc.ServerOption {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.ForceServerCodecV2(Codec{}),
+		experimental.BufferPool(pool),
+		grpc.ReadBufferSize(ioSize),
+		grpc.WriteBufferSize(ioSize),
 	}
 }
 
@@ -70,6 +79,9 @@ func DialOptions(creds credentials.TransportCredentials) []grpc.DialOption {
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 10 * time.Second}),
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage), grpc.ForceCodecV2(Codec{})),
+		experimental.WithBufferPool(pool),
+		grpc.WithReadBufferSize(ioSize),
+		grpc.WithWriteBufferSize(ioSize),
 	}
 }
 

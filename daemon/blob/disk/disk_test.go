@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -152,4 +153,50 @@ func TestContractWithFsync(t *testing.T) {
 	blobtest.Suite(t, func(t *testing.T) blob.Store {
 		return asStore{openDisk(t, Options{Fsync: true}).Store, Cached}
 	})
+}
+
+func TestAWriterTakesManyParts(t *testing.T) {
+	d := openDisk(t, Options{})
+	for name, sizes := range map[string][]int{
+		"one":                            {200_000},
+		"few":                            {1, 70_000, 0, 129_999},
+		"more than the kernel takes":     slices.Repeat([]int{100}, 2*maxParts+7),
+		"of a blob that is kept smaller": {10, 0, 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var size int
+			for _, n := range sizes {
+				size += n
+			}
+			b := blobtest.Blob(uint64(len(sizes)), size)
+			w, err := d.Create(b.Digest, Owned)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Close()
+			var parts [][]byte
+			for rest := b.Data; len(sizes) > 0; sizes = sizes[1:] {
+				parts = append(parts, rest[:sizes[0]])
+				rest = rest[sizes[0]:]
+			}
+			if err := w.WriteAll(parts); err != nil || w.Offset() != int64(size) {
+				t.Fatalf("%d bytes, %v", w.Offset(), err)
+			}
+			if err := w.Commit(); err != nil {
+				t.Fatal(err)
+			}
+			if r := d.GetBatch(t.Context(), []digest.Digest{b.Digest})[0]; r.Err != nil || !bytes.Equal(r.Data, b.Data) {
+				t.Errorf("read %d bytes, %v", len(r.Data), r.Err)
+			}
+		})
+	}
+	b := blobtest.Blob(1, 200_000)
+	w, err := d.Create(b.Digest, Owned)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if err := w.WriteAll([][]byte{b.Data, {0}}); !errors.Is(err, blob.ErrMismatch) || w.Offset() != 0 {
+		t.Errorf("a byte too many: %d bytes, %v", w.Offset(), err)
+	}
 }

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 )
@@ -73,30 +75,93 @@ func (w *Writer) Offset() int64 { return w.off }
 
 // Write appends p. After an error the Writer is of no more use.
 func (w *Writer) Write(p []byte) (int, error) {
+	before := w.off
+	err := w.WriteAll([][]byte{p})
+	return int(w.off - before), err
+}
+
+// maxParts is how many pieces the kernel takes at a time.
+const maxParts = 1024
+
+// WriteAll appends all of parts, as one write if it can: the file system takes
+// large pieces at a fraction of what small ones cost.
+func (w *Writer) WriteAll(parts [][]byte) error {
 	if w.err != nil {
-		return 0, w.err
+		return w.err
 	}
-	if w.off+int64(len(p)) > w.d.Size() {
+	var size int64
+	for _, p := range parts {
+		size += int64(len(p))
+	}
+	if w.off+size > w.d.Size() {
 		w.err = fmt.Errorf("store %s: more bytes than its size: %w", w.d, blob.ErrMismatch)
-		return 0, w.err
+		return w.err
 	}
+	for len(parts) > 0 && w.err == nil {
+		some := parts[:min(len(parts), maxParts)]
+		parts = parts[len(some):]
+		w.err = w.write(some)
+	}
+	return w.err
+}
+
+// write appends at most maxParts parts, and counts in what was written of them.
+func (w *Writer) write(parts [][]byte) error {
 	if w.f == nil {
-		w.buf = append(w.buf, p...)
-		w.off += int64(len(p))
-		return len(p), nil
+		for _, p := range parts {
+			w.buf = append(w.buf, p...)
+			w.off += int64(len(p))
+		}
+		return nil
 	}
 	err := w.s.fault("write")
 	n := 0
 	if err == nil {
-		n, err = w.f.Write(p)
+		n, err = writeFile(w.f, parts)
 	}
-	w.h.Write(p[:n])
-	w.sum.write(p[:n])
-	w.off += int64(n)
+	for _, p := range parts {
+		p = p[:min(n, len(p))]
+		n -= len(p)
+		w.h.Write(p)
+		w.sum.write(p)
+		w.off += int64(len(p))
+	}
 	if err != nil {
-		w.err = fmt.Errorf("store %s: %w", w.d, diskError(err))
+		return fmt.Errorf("store %s: %w", w.d, diskError(err))
 	}
-	return n, w.err
+	return nil
+}
+
+// writeFile appends parts to f. The kernel may take less at a time than it is
+// given; the rest follows piece by piece.
+func writeFile(f *os.File, parts [][]byte) (int, error) {
+	if len(parts) == 1 {
+		return f.Write(parts[0])
+	}
+	var n int
+	for {
+		var err error
+		if n, err = unix.Writev(int(f.Fd()), parts); err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return 0, err
+		}
+	}
+	done, skip := n, n
+	for _, p := range parts {
+		k := min(skip, len(p))
+		skip -= k
+		if k == len(p) {
+			continue
+		}
+		m, err := f.Write(p[k:])
+		done += m
+		if err != nil {
+			return done, err
+		}
+	}
+	return done, nil
 }
 
 // Commit stores the blob if its bytes are d's, and ErrMismatch otherwise.

@@ -8,6 +8,7 @@ import (
 	"io"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/blob/disk"
@@ -46,6 +47,12 @@ func (s *Store) get(ctx context.Context, d digest.Digest, off int64, here bool) 
 	return r, nil
 }
 
+// source is one disk's copy of a blob.
+type source interface {
+	io.ReadCloser
+	rpc.Chunker
+}
+
 // reader streams a large blob, from as many disks as it takes.
 type reader struct {
 	s    *Store
@@ -54,7 +61,7 @@ type reader struct {
 	off  int64 // of the next byte
 	here bool  // this node's own disk may be read
 
-	src    io.ReadCloser
+	src    source
 	v      *view
 	queue  []int32 // disks yet to be tried
 	tried  bool    // the first queue was made
@@ -124,29 +131,48 @@ func (r *reader) openHere() bool {
 		r.s.trouble(r.d, r.s.selfAddr, err)
 		return false
 	}
-	r.src, r.local = src, true
+	r.src, r.local = hereSource{src}, true
 	return true
 }
 
 // Read goes on from another disk when the one that is read fails.
-func (r *reader) Read(p []byte) (int, error) {
+func (r *reader) Read(p []byte) (n int, err error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	err = r.step(func() (int, error) {
+		n, err = r.src.Read(p)
+		return n, err
+	})
+	return n, err
+}
+
+// Chunk implements rpc.Chunker: bytes from another node stay in the buffers
+// that they came in.
+func (r *reader) Chunk(n int) (data mem.BufferSlice, err error) {
+	err = r.step(func() (int, error) {
+		data, err = r.src.Chunk(n)
+		return data.Len(), err
+	})
+	return data, err
+}
+
+// step has next read from r.src, until it gets something or no disk can go on.
+func (r *reader) step(next func() (int, error)) error {
 	for r.off < r.d.Size() {
 		if r.closed {
-			return 0, errors.New("read of a closed blob")
+			return errors.New("read of a closed blob")
 		}
-		n, err := r.src.Read(p)
+		n, err := next()
 		r.off += int64(n)
 		if n > 0 {
-			return n, nil
+			return nil
 		}
 		if err == nil {
 			continue
 		}
 		if r.ctx.Err() != nil {
-			return 0, r.ctx.Err()
+			return r.ctx.Err()
 		}
 		r.s.trouble(r.d, "", err)
 		r.s.metrics.failovers.Inc()
@@ -154,17 +180,19 @@ func (r *reader) Read(p []byte) (int, error) {
 		r.failed = r.failed || r.local
 		r.src, r.local = nil, false
 		if err := r.open(); err != nil {
-			r.src = io.NopCloser(failed{err})
-			return 0, err
+			r.src = failed{err}
+			return err
 		}
 	}
-	return 0, io.EOF
+	return io.EOF
 }
 
 // failed is what is left to read when no disk can go on.
 type failed struct{ err error }
 
-func (f failed) Read([]byte) (int, error) { return 0, f.err }
+func (f failed) Read([]byte) (int, error)           { return 0, f.err }
+func (f failed) Chunk(int) (mem.BufferSlice, error) { return nil, f.err }
+func (f failed) Close() error                       { return nil }
 
 // Close ends the stream.
 func (r *reader) Close() error {
@@ -205,19 +233,28 @@ func (s *Store) trouble(d digest.Digest, addr string, err error) {
 	}
 }
 
+// hereSource is a blob on this node's own disk.
+type hereSource struct{ io.ReadCloser }
+
+func (r hereSource) Chunk(n int) (mem.BufferSlice, error) {
+	var b rpc.Bulk
+	_, err := b.Fill(r.ReadCloser, n)
+	return b.Data, err
+}
+
 // remoteSource is the stream of a blob from another node.
 type remoteSource struct {
 	stream grpc.ServerStreamingClient[pb.Chunk]
 	cancel context.CancelFunc
 	watch  *watch
 	chunk  rpc.Bulk
-	buf    []byte // what is left of the chunk's current buffer
-	next   int    // its next buffer
+	next   int // the chunk's current buffer
+	off    int // of the next byte in it
 }
 
 // openRemote starts to read d from addr. It returns once the first bytes are
 // there, so that what the disk lacks is known at once.
-func (s *Store) openRemote(ctx context.Context, addr string, d digest.Digest, off int64) (io.ReadCloser, error) {
+func (s *Store) openRemote(ctx context.Context, addr string, d digest.Digest, off int64) (*remoteSource, error) {
 	conn, err := s.peers.Conn(addr)
 	if err != nil {
 		return nil, unavailable(err)
@@ -244,33 +281,58 @@ func (s *Store) openRemote(ctx context.Context, addr string, d digest.Digest, of
 func (r *remoteSource) receive() error {
 	r.watch.begin(stall)
 	defer r.watch.end()
-	r.next, r.buf = 0, nil
+	r.next, r.off = 0, 0
 	return r.stream.RecvMsg(&r.chunk)
 }
 
 func (r *remoteSource) Read(p []byte) (int, error) {
-	for len(r.buf) == 0 {
-		if r.next < len(r.chunk.Data) {
-			r.buf = r.chunk.Data[r.next].ReadOnlyData()
-			r.next++
-			continue
+	if err := r.more(); err != nil {
+		return 0, err
+	}
+	n := copy(p, r.chunk.Data[r.next].ReadOnlyData()[r.off:])
+	r.off += n
+	return n, nil
+}
+
+// Chunk implements rpc.Chunker.
+func (r *remoteSource) Chunk(n int) (mem.BufferSlice, error) {
+	if err := r.more(); err != nil {
+		return nil, err
+	}
+	data := make(mem.BufferSlice, 0, len(r.chunk.Data)-r.next)
+	for ; n > 0 && r.next < len(r.chunk.Data); r.next, r.off = r.next+1, 0 {
+		buf := r.chunk.Data[r.next]
+		k := min(n, buf.Len()-r.off)
+		data = append(data, buf.Slice(r.off, r.off+k))
+		n -= k
+		if r.off+k < buf.Len() {
+			r.off += k
+			break
+		}
+	}
+	return data, nil
+}
+
+// more sees to it that the current buffer has bytes left.
+func (r *remoteSource) more() error {
+	for {
+		for ; r.next < len(r.chunk.Data); r.next, r.off = r.next+1, 0 {
+			if r.off < r.chunk.Data[r.next].Len() {
+				return nil
+			}
 		}
 		if err := r.receive(); err != nil {
 			if errors.Is(err, io.EOF) {
-				return 0, io.EOF
+				return io.EOF
 			}
-			return 0, fromStatus(err)
+			return fromStatus(err)
 		}
 	}
-	n := copy(p, r.buf)
-	r.buf = r.buf[n:]
-	return n, nil
 }
 
 func (r *remoteSource) Close() error {
 	r.watch.end()
 	r.cancel()
-	r.buf = nil
 	r.chunk.Free()
 	return nil
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/remex-build/terraform-provider-remex/daemon/blob/disk"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 	pb "github.com/remex-build/terraform-provider-remex/daemon/proto"
+	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
 )
 
 // nowhere reaches nobody, except that every question is answered "absent".
@@ -43,6 +44,7 @@ func (nowhere) Call(_ context.Context, _ string, m pb.Method, req, resp proto.Me
 func (nowhere) Conn(string) (*grpc.ClientConn, error) { return nil, blob.ErrUnavailable }
 func (nowhere) Reachable(string) bool                 { return false }
 
+// readAll reads now by Read, now by chunks.
 func readAll(t testing.TB, g blob.Getter, d digest.Digest, off int64) ([]byte, error) {
 	t.Helper()
 	r, err := g.Get(t.Context(), d, off)
@@ -50,7 +52,24 @@ func readAll(t testing.TB, g blob.Getter, d digest.Digest, off int64) ([]byte, e
 		return nil, err
 	}
 	defer r.Close()
-	return io.ReadAll(r)
+	var all bytes.Buffer
+	var chunk rpc.Bulk
+	defer chunk.Free()
+	p := make([]byte, 50_000)
+	for {
+		n, err := r.Read(p)
+		all.Write(p[:n])
+		if err == nil {
+			_, err = chunk.Fill(r, 70_001)
+			_, _ = chunk.WriteTo(&all) // of which a buffer has no errors
+		}
+		if errors.Is(err, io.EOF) {
+			return all.Bytes(), nil
+		}
+		if err != nil {
+			return all.Bytes(), err
+		}
+	}
 }
 
 func TestGet(t *testing.T) {

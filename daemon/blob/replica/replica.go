@@ -89,7 +89,7 @@ const (
 	maxBatch = 3 << 20
 	// maxDigests is about 600 KiB of packed digests.
 	maxDigests = 16 << 10
-	chunkSize  = 128 << 10
+	chunkSize  = 256 << 10
 	// streamCost is what reading a stream takes of a budget: the chunk in
 	// hand, and what lies in the transport on its way here.
 	streamCost    = 2 * chunkSize

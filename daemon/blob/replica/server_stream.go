@@ -110,8 +110,9 @@ type incoming struct {
 	kind   disk.Kind
 	held   bool
 	w      *disk.Writer
-	skip   int64   // bytes that come again
-	up     *parked // of an upload that may be resumed
+	skip   int64    // bytes that come again
+	parts  [][]byte // of the frame in hand
+	up     *parked  // of an upload that may be resumed
 	done   bool
 }
 
@@ -182,21 +183,22 @@ func (in *incoming) take(frame *rpc.Bulk) error {
 		return err
 	}
 	defer in.s.writes.Release(size)
+	defer clear(in.parts)
+	in.parts = in.parts[:0]
 	for _, buf := range frame.Data {
 		p := buf.ReadOnlyData()
 		n := min(in.skip, int64(len(p)))
 		in.skip -= n
-		if p = p[n:]; len(p) == 0 {
-			continue
-		}
-		if in.w.Offset()+int64(len(p)) > in.d.Size() {
-			in.spoil()
-			return blob.ErrMismatch
-		}
-		if _, err := in.w.Write(p); err != nil {
-			in.spoil()
-			return err
-		}
+		size -= n
+		in.parts = append(in.parts, p[n:])
+	}
+	if in.w.Offset()+size > in.d.Size() {
+		in.spoil()
+		return blob.ErrMismatch
+	}
+	if err := in.w.WriteAll(in.parts); err != nil {
+		in.spoil()
+		return err
 	}
 	return nil
 }

@@ -185,12 +185,11 @@ func (s *Store) openLocalSink(b *placing, off int64) opened {
 }
 
 func (k *localSink) write(data mem.BufferSlice) error {
-	for _, buf := range data {
-		if _, err := k.w.Write(buf.ReadOnlyData()); err != nil {
-			return err
-		}
+	parts := make([][]byte, len(data))
+	for i, buf := range data {
+		parts[i] = buf.ReadOnlyData()
 	}
-	return nil
+	return k.w.WriteAll(parts)
 }
 
 func (k *localSink) finish() outcome {

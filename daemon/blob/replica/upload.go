@@ -11,6 +11,7 @@ import (
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 	pb "github.com/remex-build/terraform-provider-remex/daemon/proto"
+	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
 )
 
 // UploadKey names an upload that may be resumed. With the digest it is unique.
@@ -87,25 +88,33 @@ func (u *Upload) Offset() int64 {
 // Write takes the next bytes. The caller may use p again. More bytes than the
 // blob has are blob.ErrMismatch.
 func (u *Upload) Write(p []byte) error {
-	switch {
-	case u.complete || len(p) == 0:
-		return nil
-	case u.w == nil:
-		if int64(len(u.small)+len(p)) > u.d.Size() {
-			return fmt.Errorf("store %s: more than its size: %w", u.d, blob.ErrMismatch)
-		}
-		u.small = append(u.small, p...)
-		return nil
-	}
 	for len(p) > 0 {
 		n := min(len(p), chunkSize)
-		buf := mem.Copy(p[:n], mem.DefaultBufferPool())
-		err := u.w.write(mem.BufferSlice{buf})
+		buf := mem.Copy(p[:n], rpc.Pool())
+		err := u.Append(mem.BufferSlice{buf})
 		buf.Free()
 		if err != nil {
 			return err
 		}
 		p = p[n:]
+	}
+	return nil
+}
+
+// Append is Write for bytes that are not to be copied: it takes references of
+// its own to data's buffers, and the caller keeps those that it has.
+func (u *Upload) Append(data mem.BufferSlice) error {
+	n := data.Len()
+	switch {
+	case u.complete || n == 0:
+		return nil
+	case u.w != nil:
+		return u.w.write(data)
+	case int64(len(u.small)+n) > u.d.Size():
+		return fmt.Errorf("store %s: more than its size: %w", u.d, blob.ErrMismatch)
+	}
+	for _, b := range data {
+		u.small = append(u.small, b.ReadOnlyData()...)
 	}
 	return nil
 }

@@ -9,6 +9,8 @@ import (
 	"io"
 	"sync"
 
+	"google.golang.org/grpc/mem"
+
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/blob/replica"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
@@ -232,8 +234,8 @@ type upload struct {
 	finished bool
 }
 
-func (u *upload) Write(p []byte) error {
-	u.data = append(u.data, p...)
+func (u *upload) Append(data mem.BufferSlice) error {
+	u.data = append(u.data, data.Materialize()...)
 	return nil
 }
 
