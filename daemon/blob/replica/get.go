@@ -77,10 +77,8 @@ func batchCost(ds []digest.Digest) (n int64) {
 
 // getFrom reads small blobs from one node.
 func (s *Store) getFrom(ctx context.Context, addr string, ds []digest.Digest) ([]blob.Result, error) {
-	ctx, cancel := context.WithTimeout(ctx, getTimeout)
-	defer cancel()
 	var resp pb.GetResponse
-	err := s.peers.Call(ctx, addr, pb.Method_METHOD_BLOB_GET, &pb.GetRequest{Digests: digest.Pack(ds)}, &resp)
+	err := s.call(ctx, getTimeout, addr, pb.Method_METHOD_BLOB_GET, &pb.GetRequest{Digests: digest.Pack(ds)}, &resp)
 	if err != nil {
 		return nil, unreached(err)
 	}

@@ -226,11 +226,9 @@ func (s *Store) pullOne(ctx context.Context, v *view, on int32, b *placing) outc
 	if on == v.self {
 		return s.pullHere(ctx, b.d, b.holders, b.skipped)
 	}
-	ctx, cancel := context.WithTimeout(ctx, transferTimeout(b.d.Size()))
-	defer cancel()
 	req := &pb.PullRequest{Digests: digest.Pack([]digest.Digest{b.d}), From: b.holders, Skipped: b.skipped}
 	var resp pb.PullResponse
-	if err := s.peers.Call(ctx, v.disks[on].Addr, pb.Method_METHOD_BLOB_PULL, req, &resp); err != nil {
+	if err := s.call(ctx, transferTimeout(b.d.Size()), v.disks[on].Addr, pb.Method_METHOD_BLOB_PULL, req, &resp); err != nil {
 		return outcome{err: unreached(err)}
 	}
 	if len(resp.Blobs) != 1 {

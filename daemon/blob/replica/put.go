@@ -128,14 +128,12 @@ func sameSkips(a, b *placing) bool {
 }
 
 func (s *Store) putThere(ctx context.Context, addr string, bs []*placing, out []outcome) {
-	ctx, cancel := context.WithTimeout(ctx, putTimeout)
-	defer cancel()
 	req := &pb.PutRequest{Blobs: make([]*pb.PutRequest_Blob, len(bs)), Skipped: bs[0].skipped}
 	for i, b := range bs {
 		req.Blobs[i] = &pb.PutRequest_Blob{Digest: b.d.Append(nil), Data: b.data}
 	}
 	var resp pb.PutResponse
-	err := s.peers.Call(ctx, addr, pb.Method_METHOD_BLOB_PUT, req, &resp)
+	err := s.call(ctx, putTimeout, addr, pb.Method_METHOD_BLOB_PUT, req, &resp)
 	if err == nil && len(resp.Blobs) != len(bs) {
 		err = fmt.Errorf("%d answers to %d blobs", len(resp.Blobs), len(bs))
 	}

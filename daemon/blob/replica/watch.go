@@ -5,6 +5,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	pb "github.com/remex-build/terraform-provider-remex/daemon/proto"
 )
 
@@ -84,4 +86,15 @@ func (w *watch) ask(step int) {
 	default:
 		w.timer.Reset(min(stepAsk, max(w.limit-time.Since(w.since), 0)))
 	}
+}
+
+// call is one call that takes a disk's work, of at most limit, and is given up
+// before when the disk's node is frozen.
+func (s *Store) call(ctx context.Context, limit time.Duration, addr string, m pb.Method, req, resp proto.Message) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	w := s.newWatch(addr, cancel)
+	w.begin(limit)
+	defer w.end()
+	return s.peers.Call(ctx, addr, m, req, resp)
 }
