@@ -72,6 +72,26 @@ func (b *Bulk) Fill(r io.Reader, n int) (int, error) {
 	return k, err
 }
 
+// Cut takes up to n bytes off the front of the data, and hands over the
+// references to them.
+func (b *Bulk) Cut(n int) mem.BufferSlice {
+	var front mem.BufferSlice
+	for n > 0 && len(b.Data) > 0 {
+		first := b.Data[0]
+		size := first.Len()
+		if size > n {
+			front = append(front, first.Slice(0, n))
+			b.Data[0] = first.Slice(n, size)
+			first.Free()
+			return front
+		}
+		front = append(front, first)
+		b.Data = b.Data[1:]
+		n -= size
+	}
+	return front
+}
+
 // WriteTo writes the data to w and keeps it.
 func (b *Bulk) WriteTo(w io.Writer) (int64, error) {
 	var sum int64

@@ -166,6 +166,31 @@ func TestFillCopiesNothingOfAChunker(t *testing.T) {
 	}
 }
 
+func TestCutHandsOverAllOfTheData(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		pool := &counted{BufferPool: mem.NewTieredBufferPool(4096, 65536)}
+		want := bytes.Repeat([]byte("abcdefg"), rapid.IntRange(0, 500).Draw(t, "n"))
+		b := Bulk{Field: 1, Data: split(t, pool, want)}
+		var got []byte
+		for b.Len() > 0 {
+			n := rapid.SampledFrom([]int{1, 10, 1000, 10_000}).Draw(t, "cut")
+			left := b.Len()
+			part := b.Cut(n)
+			if part.Len() != min(n, left) {
+				t.Fatalf("%d of %d bytes, where %d are left", part.Len(), n, left)
+			}
+			got = append(got, part.Materialize()...)
+			part.Free()
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatal("the data differs")
+		}
+		if pool.out != 0 {
+			t.Fatalf("%d buffers were not freed", pool.out)
+		}
+	})
+}
+
 func TestPoolTakesBackWhatItGave(t *testing.T) {
 	for _, n := range []int{0, 1, 1000, 1024, 1025, 16 << 10, 1<<20 - 1, 1 << 20, 1<<20 + 1} {
 		b := pool.Get(n)

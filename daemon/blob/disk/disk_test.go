@@ -16,6 +16,7 @@ import (
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/blob/blobtest"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
+	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
 )
 
 func TestMain(m *testing.M) {
@@ -198,5 +199,39 @@ func TestAWriterTakesManyParts(t *testing.T) {
 	defer w.Close()
 	if err := w.WriteAll([][]byte{b.Data, {0}}); !errors.Is(err, blob.ErrMismatch) || w.Offset() != 0 {
 		t.Errorf("a byte too many: %d bytes, %v", w.Offset(), err)
+	}
+}
+
+func TestAReaderHandsOutChunks(t *testing.T) {
+	d := openDisk(t, Options{})
+	b := blobtest.Blob(1, 3*sumChunk+5)
+	if err := d.Put(t.Context(), b.Digest, Owned, bytes.NewReader(b.Data)); err != nil {
+		t.Fatal(err)
+	}
+	for _, off := range []int64{0, 1, sumChunk - 1, sumChunk, 3*sumChunk + 4, 3*sumChunk + 5} {
+		r, err := d.Get(t.Context(), b.Digest, off)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got bytes.Buffer
+		var chunk rpc.Bulk
+		for p := make([]byte, 1000); err == nil; {
+			var n int
+			if n, err = chunk.Fill(r, 700_000); n > 700_000 {
+				t.Fatalf("%d bytes at once", n)
+			}
+			_, _ = chunk.WriteTo(&got)
+			if err == nil {
+				n, err = r.Read(p) // in between
+				got.Write(p[:n])
+			}
+		}
+		chunk.Free()
+		if !errors.Is(err, io.EOF) || !bytes.Equal(got.Bytes(), b.Data[off:]) {
+			t.Errorf("from %d: %d bytes, %v", off, got.Len(), err)
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -11,8 +11,11 @@ import (
 	"os"
 	"sync"
 
+	"google.golang.org/grpc/mem"
+
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
+	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
 )
 
 // sumChunk is how many bytes of a file one sum covers: as much as is read and
@@ -140,7 +143,8 @@ func (s *Store) readAll(ctx context.Context, d digest.Digest) ([]byte, error) {
 }
 
 // Get streams the blob from offset off. Each MiB is checked before any of it
-// is handed out; the reader holds one at a time.
+// is handed out; the reader holds one at a time. It is an rpc.Chunker, and
+// holds nothing once a chunk has taken all of it.
 func (s *Store) Get(ctx context.Context, d digest.Digest, off int64) (io.ReadCloser, error) {
 	if off < 0 || off > d.Size() {
 		return nil, fmt.Errorf("%s from %d: %w", d, off, blob.ErrOutOfRange)
@@ -231,10 +235,10 @@ type fileReader struct {
 	e    entry
 	f    *os.File
 	sums []byte
-	next int64 // chunk
-	skip int   // bytes of the next chunk that nobody asked for
-	buf  *[]byte
-	rest []byte // of buf
+	next int64      // chunk
+	skip int        // bytes of the next chunk that nobody asked for
+	buf  mem.Buffer // what was read; nil if nothing of it is left
+	off  int        // of the next byte in it
 	err  error
 }
 
@@ -242,36 +246,50 @@ func (r *fileReader) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	if len(r.rest) == 0 {
-		if err := r.fill(); err != nil {
-			return 0, err
-		}
+	if err := r.fill(); err != nil {
+		return 0, err
 	}
-	n := copy(p, r.rest)
-	r.rest = r.rest[n:]
+	n := copy(p, r.buf.ReadOnlyData()[r.off:])
+	r.take(n)
 	return n, nil
+}
+
+// Chunk hands out what was read without copying it.
+func (r *fileReader) Chunk(n int) (mem.BufferSlice, error) {
+	if err := r.fill(); err != nil {
+		return nil, err
+	}
+	part := r.buf.Slice(r.off, min(r.off+n, r.buf.Len()))
+	r.take(part.Len())
+	return mem.BufferSlice{part}, nil
 }
 
 // WriteTo hands out whole chunks, without copying them first.
 func (r *fileReader) WriteTo(w io.Writer) (n int64, err error) {
 	for {
-		if len(r.rest) == 0 {
-			if err := r.fill(); err != nil {
-				return n, ignoreEOF(err)
-			}
+		if err := r.fill(); err != nil {
+			return n, ignoreEOF(err)
 		}
-		m, err := w.Write(r.rest)
+		m, err := w.Write(r.buf.ReadOnlyData()[r.off:])
 		n += int64(m)
-		r.rest = r.rest[m:]
+		r.take(m)
 		if err != nil {
 			return n, err
 		}
 	}
 }
 
-// fill reads and checks the next chunk.
+// take drops n bytes of what was read.
+func (r *fileReader) take(n int) {
+	if r.off += n; r.off == r.buf.Len() {
+		r.buf.Free()
+		r.buf = nil
+	}
+}
+
+// fill reads and checks the next chunk, if nothing is left of the last.
 func (r *fileReader) fill() error {
-	if r.err != nil {
+	if r.err != nil || r.buf != nil {
 		return r.err
 	}
 	r.err = r.fillChunk()
@@ -290,10 +308,13 @@ func (r *fileReader) fillChunk() error {
 		}
 		return io.EOF
 	}
-	if r.buf == nil {
-		r.buf = chunks.Get().(*[]byte)
-	}
-	b := (*r.buf)[:n]
+	buf := mem.NewBuffer(rpc.Pool().Get(int(n)), rpc.Pool())
+	defer func() {
+		if r.buf == nil {
+			buf.Free()
+		}
+	}()
+	b := buf.ReadOnlyData() // by nobody else yet
 	err := r.s.fault("read")
 	if err == nil {
 		_, err = r.f.ReadAt(b, at)
@@ -308,7 +329,7 @@ func (r *fileReader) fillChunk() error {
 		return r.s.rotten(r.d, r.e, "its file's checksum differs")
 	}
 	r.next++
-	r.rest, r.skip = b[r.skip:], 0
+	r.buf, r.off, r.skip = buf, r.skip, 0
 	return nil
 }
 
@@ -325,8 +346,8 @@ func (r *fileReader) current() bool {
 
 func (r *fileReader) Close() error {
 	if r.buf != nil {
-		chunks.Put(r.buf)
-		r.buf, r.rest = nil, nil
+		r.buf.Free()
+		r.buf = nil
 	}
 	if r.err == nil {
 		r.err = fs.ErrClosed

@@ -28,17 +28,19 @@ func (s *Server) Read(req *pb.ReadRequest, to grpc.ServerStreamingServer[pb.Chun
 		return toStatus(err)
 	}
 	defer src.Close()
-	chunk := &rpc.Bulk{Field: chunkData}
-	defer chunk.Free()
-	for {
-		if err := s.reads.Acquire(ctx, chunkSize); err != nil {
+	read := &rpc.Bulk{Field: chunkData}
+	defer read.Free()
+	for left := d.Size() - req.Offset; ; {
+		// What the disk has read is held until all of it is sent.
+		if err := s.reads.Acquire(ctx, readAhead); err != nil {
 			return toStatus(err)
 		}
-		_, err := chunk.Fill(src, chunkSize)
+		n, err := read.Fill(src, int(max(min(left, readAhead), 1)))
+		left -= int64(n)
 		if err == nil {
-			err = to.SendMsg(chunk)
+			err = send(to, read)
 		}
-		s.reads.Release(chunkSize)
+		s.reads.Release(readAhead)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -46,6 +48,23 @@ func (s *Server) Read(req *pb.ReadRequest, to grpc.ServerStreamingServer[pb.Chun
 			return toStatus(err)
 		}
 	}
+}
+
+// readAhead is what a disk reads and checks at a time.
+const readAhead = 1 << 20
+
+// send sends what was read, in chunks.
+func send(to grpc.ServerStream, read *rpc.Bulk) error {
+	chunk := &rpc.Bulk{Field: chunkData}
+	for read.Len() > 0 {
+		chunk.Data = read.Cut(chunkSize)
+		err := to.SendMsg(chunk)
+		chunk.Free()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Write stores a blob on this disk.
