@@ -103,7 +103,6 @@ func (s *Service) link(ctx context.Context, m cluster.Member) error {
 	if err != nil {
 		return fmt.Errorf("connect to %s: %w", m.ID, err)
 	}
-	conn.ResetConnectBackoff()
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	st, err := pb.NewWorkClient(conn).Peer(ctx)

@@ -15,10 +15,10 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/cluster"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
+	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
 	"github.com/remex-build/terraform-provider-remex/daemon/scheduler"
 	"github.com/remex-build/terraform-provider-remex/daemon/worker"
 )
@@ -62,7 +62,7 @@ func (c *conns) Conn(addr string) (*grpc.ClientConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.m[addr] == nil {
-		conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		conn, err := grpc.NewClient("passthrough:///"+addr, rpc.DialOptions(nil)...)
 		if err != nil {
 			return nil, err
 		}

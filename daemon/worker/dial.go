@@ -83,7 +83,6 @@ func (l *Link) serve(ctx context.Context, m cluster.Member) error {
 	if err != nil {
 		return fmt.Errorf("connect to %s: %w", m.ID, err)
 	}
-	conn.ResetConnectBackoff()
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	late := time.AfterFunc(helloWithin, end)
