@@ -19,7 +19,7 @@ const (
 	maxConns    = 4096
 	dialTimeout = 500 * time.Millisecond
 	// patience is how long a client's connection waits for a backend.
-	patience = 5 * time.Second
+	patience = 15 * time.Second
 	// silence is how long a backend may leave its health unanswered before
 	// its clients are sent elsewhere. A machine under load is slow to answer.
 	silence = 10 * time.Second

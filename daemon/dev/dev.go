@@ -144,6 +144,10 @@ func (c *cluster) populate(at *network, nursery *nursery) error {
 	for i := range c.o.Schedulers {
 		seeds = append(seeds, at.addr(roleScheduler, i, config.GossipPort))
 	}
+	// Schedulers that all died at once find the others by these.
+	for i := range min(c.o.Workers, 3) {
+		seeds = append(seeds, at.addr(roleWorker, i, config.GossipPort))
+	}
 	for _, role := range []string{roleScheduler, roleWorker} {
 		count := map[string]int{roleScheduler: c.o.Schedulers, roleWorker: c.o.Workers}[role]
 		for i := range count {

@@ -3,7 +3,6 @@ package frontend
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/protobuf/proto"
@@ -141,15 +140,10 @@ func checkResult(dec *decoder, r *repb.ActionResult) error {
 }
 
 func checkResultPath(path, field string) error {
-	switch {
-	case path == "":
+	if path == "" {
 		return invalid(field, "is empty")
-	case strings.HasPrefix(path, "/"):
-		return invalid(field, "%s is absolute", quote(path))
-	case strings.IndexByte(path, 0) >= 0:
-		return invalid(field, "%s has a NUL", quote(path))
 	}
-	return nil
+	return checkPath(path, field)
 }
 
 // outline moves inline data to where entries of the action cache have it: into
@@ -166,7 +160,14 @@ func (f *Frontend) outline(ctx context.Context, fn digest.Function, r *repb.Acti
 	}
 	store(&r.StdoutRaw, &r.StdoutDigest)
 	store(&r.StderrRaw, &r.StderrDigest)
-	for _, file := range r.OutputFiles {
+	for i, file := range r.OutputFiles {
+		if len(file.Contents) > 0 {
+			d := digest.Of(fn, file.Contents)
+			if !proto.Equal(digestProto(d), file.Digest) {
+				return invalid(fmt.Sprintf("action_result.output_files[%d].contents", i), "%s", blob.ErrMismatch)
+			}
+			bs = append(bs, blob.Blob{Digest: d, Data: file.Contents})
+		}
 		file.Contents = nil
 	}
 	for i, err := range f.writeAll(ctx, bs) {

@@ -492,3 +492,48 @@ func TestFullDisk(t *testing.T) {
 		}
 	}
 }
+
+// What a client says of an action's results is handed to other clients: it
+// must not lead them out of their output trees, nor lie about the bytes.
+func TestBadActionResults(t *testing.T) {
+	c := dial(t, shared(t))
+	there := []byte("there " + rand.Text())
+	if err := c.Upload(t.Context(), [][]byte{there}); err != nil {
+		t.Fatal(err)
+	}
+	for name, f := range map[string]*repb.OutputFile{
+		"above":          {Path: "../x", Digest: reapi.Name(there)},
+		"above further":  {Path: "a/../../x", Digest: reapi.Name(there)},
+		"absolute":       {Path: "/etc/x", Digest: reapi.Name(there)},
+		"NUL":            {Path: "a\x00b", Digest: reapi.Name(there)},
+		"nameless":       {Digest: reapi.Name(there)},
+		"other contents": {Path: "x", Digest: reapi.Name(there), Contents: []byte("other")},
+		"a short hash":   {Path: "x", Digest: &repb.Digest{Hash: "abc", SizeBytes: 1}},
+	} {
+		action := reapi.Name([]byte(rand.Text()))
+		_, err := c.AC.UpdateActionResult(t.Context(), &repb.UpdateActionResultRequest{ActionDigest: action, ActionResult: &repb.ActionResult{OutputFiles: []*repb.OutputFile{f}}})
+		if status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v", name, err)
+		}
+		_, err = c.AC.GetActionResult(t.Context(), &repb.GetActionResultRequest{ActionDigest: action})
+		if status.Code(err) != codes.NotFound {
+			t.Errorf("%s: then found: %v", name, err)
+		}
+	}
+	inline := []byte("inline " + rand.Text())
+	action := reapi.Name([]byte(rand.Text()))
+	_, err := c.AC.UpdateActionResult(t.Context(), &repb.UpdateActionResultRequest{ActionDigest: action, ActionResult: &repb.ActionResult{
+		OutputFiles: []*repb.OutputFile{{Path: "x", Digest: reapi.Name(inline), Contents: inline}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.AC.GetActionResult(t.Context(), &repb.GetActionResultRequest{ActionDigest: action}); err != nil {
+		t.Errorf("a result with inline contents only: %v", err)
+	}
+	huge := fmt.Sprintf("uploads/%s/blobs/%s/%d", uuid(), reapi.Name(there).Hash, int64(1<<63-1))
+	_, err = write(t.Context(), c, huge, there)
+	if code := status.Code(err); code != codes.ResourceExhausted && code != codes.InvalidArgument || strings.Contains(err.Error(), "-9") {
+		t.Errorf("a blob of 8 EiB: %v", err)
+	}
+}

@@ -82,6 +82,9 @@ func (p *space) look(s *Store) {
 // take reserves n bytes, and an inode for a file, if they are there.
 func (s *Store) take(n int64, file bool) bool {
 	p := &s.space
+	if n > p.limit {
+		return false // and would overflow the sums below
+	}
 	used := p.used.Add(n)
 	if used > p.high {
 		p.kick()

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/protobuf/proto"
@@ -120,6 +121,9 @@ func (c *Client) addOne(t *Tree, root *dir, local, remote string, e fs.DirEntry)
 		src, err := c.FromFile(local)
 		if err != nil {
 			return err
+		}
+		if !utf8.ValidString(name) {
+			return fmt.Errorf("input %q: the API carries only names that are UTF-8", local)
 		}
 		parent.files[name] = &repb.FileNode{Name: name, Digest: toProto(src.Digest), IsExecutable: info.Mode()&0o111 != 0}
 		t.Sources = append(t.Sources, src)
