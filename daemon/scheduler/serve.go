@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -87,6 +88,7 @@ func (s *Service) Worker(st grpc.BidiStreamingServer[pb.FromWorker, pb.ToWorker]
 	}
 	ctx, end := context.WithCancel(st.Context())
 	defer end()
+	addr := s.addrOf(hello.ID)
 	out := wire.NewOutbox[wire.ToWorker]()
 	var session uint64
 	ok := s.open(func(n uint64) {
@@ -110,7 +112,7 @@ func (s *Service) Worker(st grpc.BidiStreamingServer[pb.FromWorker, pb.ToWorker]
 		delete(s.workers, session)
 		c.WorkerDown(now, hello.ID, session)
 	})
-	s.probe(hello.ID)
+	s.probe(hello.ID, cmp.Or(s.addrOf(hello.ID), addr))
 	return status.Error(codes.Unavailable, "the stream has ended")
 }
 
@@ -130,15 +132,19 @@ func (s *Service) readWorker(st grpc.BidiStreamingServer[pb.FromWorker, pb.ToWor
 	}
 }
 
-// probe finds out whether a worker whose stream broke is dead: then its port
-// refuses, and what it ran need not wait for it to come back.
-func (s *Service) probe(id string) {
-	var addr string
-	for _, m := range s.o.Members.View().Role(cluster.Worker) {
-		if m.ID == id {
-			addr = m.Addr
+// addrOf is the worker's address, "" unless it is in view.
+func (s *Service) addrOf(id string) string {
+	for _, m := range s.o.Members.View().Members {
+		if m.ID == id && m.Role == cluster.Worker {
+			return m.Addr
 		}
 	}
+	return ""
+}
+
+// probe finds out whether a worker whose stream broke is dead: then its port
+// refuses, and what it ran need not wait for it to come back.
+func (s *Service) probe(id, addr string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if addr == "" || s.closed {

@@ -92,7 +92,9 @@ func (c *Core) known(now time.Time, in *inheritance) bool {
 // from 1 and never used again.
 func (c *Core) WorkerUp(now time.Time, session uint64, h wire.WorkerHello) {
 	c.workers[h.ID] = &worker{session: session, heard: now}
-	c.tasks.WorkerUp(now, session, h)
+	if h.Executors > 0 { // one that only stores says no more than that it is there
+		c.tasks.WorkerUp(now, session, h)
+	}
 	for _, id := range slices.Sorted(maps.Keys(c.fences)) {
 		c.emit(tasks.Send{Worker: h.ID, Session: session, Msg: wire.Fence{Node: id, Term: c.fences[id].term}})
 	}

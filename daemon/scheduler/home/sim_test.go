@@ -2,6 +2,7 @@ package home_test
 
 import (
 	"container/heap"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -649,6 +650,11 @@ func (s *sim) report() {
 	s.t.Logf("%d calls, %d attempts, %d boots: %v", len(s.clients), s.begun, s.boots, ended)
 }
 
+var (
+	more  = flag.Uint64("seeds", 0, "simulate so many more seeds with nodes killed")
+	first = flag.Uint64("first", 0, "begin with this seed")
+)
+
 func TestSimulation(t *testing.T) {
 	for _, c := range []struct {
 		name                string
@@ -658,11 +664,11 @@ func TestSimulation(t *testing.T) {
 	}{
 		{"without faults", 2, 3, false, false, 5},
 		{"streams break and stall", 2, 3, true, false, 8},
-		{"nodes are killed", 2, 3, true, true, 25},
-		{"many nodes are killed", 5, 6, true, true, 4},
+		{"nodes are killed", 2, 3, true, true, 25 + *more},
+		{"many nodes are killed", 5, 6, true, true, 4 + *more/5},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			for seed := range c.seeds {
+			for seed := *first; seed < *first+c.seeds; seed++ {
 				t.Run(fmt.Sprint(seed), func(t *testing.T) {
 					s := newSim(t, seed, c.schedulers, c.workers)
 					s.faults = c.faults
