@@ -83,7 +83,7 @@ type workerNode struct {
 	store *replica.Store
 	local *disk.Store
 	cache *actioncache.Client
-	link  *worker.Link // nil when the worker only stores
+	link  *worker.Link
 }
 
 func (w *workerNode) run(ctx context.Context, blobs, journal part) (err error) {
@@ -95,8 +95,11 @@ func (w *workerNode) run(ctx context.Context, blobs, journal part) (err error) {
 			return fmt.Errorf("worker %s: %w", w.c.Name, err)
 		}
 		defer func() { err = errors.Join(err, actions.Close()) }()
-		first = append(first, w.link.Run)
+	} else {
+		// Schedulers wait for every worker in view to tell what it runs.
+		w.link = worker.New(w.linkOptions())
 	}
+	first = append(first, w.link.Run)
 	w.status.Fill = w.describe
 	w.log.Info("serving", "cluster", w.clusterLis.Addr().String(), "ops", w.opsLis.Addr().String(), "disk", w.local.ID().String())
 	err = w.base.run(ctx, first,
@@ -126,11 +129,18 @@ func (w *workerNode) connect() (*action.Actions, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.link = worker.New(worker.Options{
-		Self: w.members.Self(), Members: w.members, Peers: w.peers, Pool: w.c.Pool, Properties: w.c.Properties,
-		Executors: w.c.Executors, Actions: actions, Log: w.log, Registerer: w.reg,
-	})
+	o := w.linkOptions()
+	o.Actions = actions
+	w.link = worker.New(o)
 	return actions, nil
+}
+
+// linkOptions are those of a link that runs nothing.
+func (w *workerNode) linkOptions() worker.Options {
+	return worker.Options{
+		Self: w.members.Self(), Members: w.members, Peers: w.peers, Pool: w.c.Pool, Properties: w.c.Properties,
+		Executors: w.c.Executors, Log: w.log, Registerer: w.reg,
+	}
 }
 
 // ready: a worker that no scheduler knows is of no use to anybody.
@@ -144,9 +154,7 @@ func (w *workerNode) ready() error {
 func (w *workerNode) describe(st *pb.NodeStatus) {
 	d := w.local.Stats()
 	st.Executors = uint32(w.c.Executors)
-	if w.link != nil {
-		st.Running = uint32(w.link.Running())
-	}
+	st.Running = uint32(w.link.Running())
 	st.DiskCapacity, st.DiskUsed, st.Blobs = d.Capacity, d.Used, d.OwnedBlobs+d.CachedBlobs
 	st.DiskFull = d.Full
 }
