@@ -40,7 +40,7 @@ const maxHolders = 4
 // answers is what disks said about some digests.
 type answers struct {
 	v       *view
-	settled bool // this node had heard of all disks when it asked
+	settled bool // this node had heard of all disks, and each had its time to answer
 	disks   int  // how many there are: the most that anybody knows
 	absent  []int32
 	unknown []int32 // from disks that answered, and could not tell
@@ -168,6 +168,9 @@ func (s *Store) find(ctx context.Context, v *view, ds []digest.Digest, touch boo
 		}
 	}
 	s.ask(ctx, ds, others, touch, a)
+	if ctx.Err() != nil {
+		a.settled = false // a disk that had no time to answer is not away
+	}
 	return a
 }
 
