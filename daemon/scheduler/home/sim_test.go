@@ -214,19 +214,15 @@ func (s *sim) addWorker(name string, executors int) {
 
 // view tells all schedulers, each in its own time, who there is.
 func (s *sim) view() {
-	var scheds, workers []string
-	for _, sc := range s.scheds {
-		if sc.alive {
-			scheds = append(scheds, sc.id)
-		}
-	}
-	for _, w := range s.workers {
-		if w.alive {
-			workers = append(workers, w.id)
-		}
-	}
 	for _, sc := range s.scheds {
 		s.after(time.Duration(s.rng.IntN(300))*time.Millisecond, func() {
+			var scheds, workers []string
+			for _, o := range s.liveScheds() {
+				scheds = append(scheds, o.id)
+			}
+			for _, w := range s.liveWorkers() {
+				workers = append(workers, w.id)
+			}
 			s.stepSched(sc, func() { sc.core.View(s.now, scheds, workers) })
 		})
 	}
