@@ -109,7 +109,7 @@ func find(err error) (codes.Code, *status.Status) {
 
 func search(err error) (codes.Code, *status.Status, bool) {
 	for err != nil {
-		switch e := err.(type) { // this is the walk
+		switch e := err.(type) { //nolint:errorlint // this is the walk
 		case Coder:
 			return e.Code(), nil, true
 		case grpcStatus:
