@@ -117,7 +117,7 @@ func search(err error) (codes.Code, *status.Status, bool) {
 				return st.Code(), st, true
 			}
 		}
-		switch err { // this is the walk
+		switch err { //nolint:errorlint // this is the walk
 		case context.Canceled:
 			return codes.Canceled, nil, true
 		case context.DeadlineExceeded:
