@@ -1356,6 +1356,7 @@ type CallerItem struct {
 	//	*CallerItem_Detach_
 	//	*CallerItem_Keeps
 	//	*CallerItem_Releases
+	//	*CallerItem_Opened_
 	Item          isCallerItem_Item `protobuf_oneof:"item"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1479,6 +1480,15 @@ func (x *CallerItem) GetReleases() *CallerItem_Keys {
 	return nil
 }
 
+func (x *CallerItem) GetOpened() *CallerItem_Opened {
+	if x != nil {
+		if x, ok := x.Item.(*CallerItem_Opened_); ok {
+			return x.Opened
+		}
+	}
+	return nil
+}
+
 type isCallerItem_Item interface {
 	isCallerItem_Item()
 }
@@ -1519,6 +1529,10 @@ type CallerItem_Releases struct {
 	Releases *CallerItem_Keys `protobuf:"bytes,9,opt,name=releases,proto3,oneof"`
 }
 
+type CallerItem_Opened_ struct {
+	Opened *CallerItem_Opened `protobuf:"bytes,10,opt,name=opened,proto3,oneof"`
+}
+
 func (*CallerItem_Hello_) isCallerItem_Item() {}
 
 func (*CallerItem_Beat_) isCallerItem_Item() {}
@@ -1536,6 +1550,8 @@ func (*CallerItem_Detach_) isCallerItem_Item() {}
 func (*CallerItem_Keeps) isCallerItem_Item() {}
 
 func (*CallerItem_Releases) isCallerItem_Item() {}
+
+func (*CallerItem_Opened_) isCallerItem_Item() {}
 
 type TaskUpdate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3231,6 +3247,42 @@ func (x *CallerItem_Keys) GetKeys() []*TaskKey {
 	return nil
 }
 
+type CallerItem_Opened struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallerItem_Opened) Reset() {
+	*x = CallerItem_Opened{}
+	mi := &file_work_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallerItem_Opened) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallerItem_Opened) ProtoMessage() {}
+
+func (x *CallerItem_Opened) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallerItem_Opened.ProtoReflect.Descriptor instead.
+func (*CallerItem_Opened) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{14, 6}
+}
+
 type OwnerItem_Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -3241,7 +3293,7 @@ type OwnerItem_Hello struct {
 
 func (x *OwnerItem_Hello) Reset() {
 	*x = OwnerItem_Hello{}
-	mi := &file_work_proto_msgTypes[43]
+	mi := &file_work_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3253,7 +3305,7 @@ func (x *OwnerItem_Hello) String() string {
 func (*OwnerItem_Hello) ProtoMessage() {}
 
 func (x *OwnerItem_Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[43]
+	mi := &file_work_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3291,7 +3343,7 @@ type OwnerItem_Beat struct {
 
 func (x *OwnerItem_Beat) Reset() {
 	*x = OwnerItem_Beat{}
-	mi := &file_work_proto_msgTypes[44]
+	mi := &file_work_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3303,7 +3355,7 @@ func (x *OwnerItem_Beat) String() string {
 func (*OwnerItem_Beat) ProtoMessage() {}
 
 func (x *OwnerItem_Beat) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[44]
+	mi := &file_work_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3329,7 +3381,7 @@ type OwnerItem_Update struct {
 
 func (x *OwnerItem_Update) Reset() {
 	*x = OwnerItem_Update{}
-	mi := &file_work_proto_msgTypes[45]
+	mi := &file_work_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3341,7 +3393,7 @@ func (x *OwnerItem_Update) String() string {
 func (*OwnerItem_Update) ProtoMessage() {}
 
 func (x *OwnerItem_Update) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[45]
+	mi := &file_work_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3380,7 +3432,7 @@ type OwnerItem_Gone struct {
 
 func (x *OwnerItem_Gone) Reset() {
 	*x = OwnerItem_Gone{}
-	mi := &file_work_proto_msgTypes[46]
+	mi := &file_work_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3392,7 +3444,7 @@ func (x *OwnerItem_Gone) String() string {
 func (*OwnerItem_Gone) ProtoMessage() {}
 
 func (x *OwnerItem_Gone) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[46]
+	mi := &file_work_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3424,7 +3476,7 @@ type OwnerItem_NotMine struct {
 
 func (x *OwnerItem_NotMine) Reset() {
 	*x = OwnerItem_NotMine{}
-	mi := &file_work_proto_msgTypes[47]
+	mi := &file_work_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3436,7 +3488,7 @@ func (x *OwnerItem_NotMine) String() string {
 func (*OwnerItem_NotMine) ProtoMessage() {}
 
 func (x *OwnerItem_NotMine) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[47]
+	mi := &file_work_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3634,7 +3686,7 @@ const file_work_proto_rawDesc = "" +
 	"\aTaskKey\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x14\n" +
 	"\x05scope\x18\x02 \x01(\x06R\x05scope\x12\x16\n" +
-	"\x06action\x18\x03 \x01(\fR\x06action\"\xb7\a\n" +
+	"\x06action\x18\x03 \x01(\fR\x06action\"\xf8\a\n" +
 	"\n" +
 	"CallerItem\x122\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1a.remex.v1.CallerItem.HelloH\x00R\x05hello\x12/\n" +
@@ -3645,7 +3697,9 @@ const file_work_proto_rawDesc = "" +
 	"\x06cancel\x18\x06 \x01(\v2\x1a.remex.v1.CallerItem.NamedH\x00R\x06cancel\x125\n" +
 	"\x06detach\x18\a \x01(\v2\x1b.remex.v1.CallerItem.DetachH\x00R\x06detach\x121\n" +
 	"\x05keeps\x18\b \x01(\v2\x19.remex.v1.CallerItem.KeysH\x00R\x05keeps\x127\n" +
-	"\breleases\x18\t \x01(\v2\x19.remex.v1.CallerItem.KeysH\x00R\breleases\x1a;\n" +
+	"\breleases\x18\t \x01(\v2\x19.remex.v1.CallerItem.KeysH\x00R\breleases\x125\n" +
+	"\x06opened\x18\n" +
+	" \x01(\v2\x1b.remex.v1.CallerItem.OpenedH\x00R\x06opened\x1a;\n" +
 	"\x05Hello\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x0e\n" +
@@ -3667,7 +3721,8 @@ const file_work_proto_rawDesc = "" +
 	"\x06Detach\x12\x12\n" +
 	"\x04call\x18\x01 \x01(\x04R\x04call\x1a-\n" +
 	"\x04Keys\x12%\n" +
-	"\x04keys\x18\x01 \x03(\v2\x11.remex.v1.TaskKeyR\x04keysB\x06\n" +
+	"\x04keys\x18\x01 \x03(\v2\x11.remex.v1.TaskKeyR\x04keys\x1a\b\n" +
+	"\x06OpenedB\x06\n" +
 	"\x04item\"\x92\x02\n" +
 	"\n" +
 	"TaskUpdate\x12\x12\n" +
@@ -3723,7 +3778,7 @@ func file_work_proto_rawDescGZIP() []byte {
 }
 
 var file_work_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_work_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_work_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_work_proto_goTypes = []any{
 	(AttemptState)(0),              // 0: remex.v1.AttemptState
 	(*FromWorker)(nil),             // 1: remex.v1.FromWorker
@@ -3769,11 +3824,12 @@ var file_work_proto_goTypes = []any{
 	(*CallerItem_Named)(nil),       // 41: remex.v1.CallerItem.Named
 	(*CallerItem_Detach)(nil),      // 42: remex.v1.CallerItem.Detach
 	(*CallerItem_Keys)(nil),        // 43: remex.v1.CallerItem.Keys
-	(*OwnerItem_Hello)(nil),        // 44: remex.v1.OwnerItem.Hello
-	(*OwnerItem_Beat)(nil),         // 45: remex.v1.OwnerItem.Beat
-	(*OwnerItem_Update)(nil),       // 46: remex.v1.OwnerItem.Update
-	(*OwnerItem_Gone)(nil),         // 47: remex.v1.OwnerItem.Gone
-	(*OwnerItem_NotMine)(nil),      // 48: remex.v1.OwnerItem.NotMine
+	(*CallerItem_Opened)(nil),      // 44: remex.v1.CallerItem.Opened
+	(*OwnerItem_Hello)(nil),        // 45: remex.v1.OwnerItem.Hello
+	(*OwnerItem_Beat)(nil),         // 46: remex.v1.OwnerItem.Beat
+	(*OwnerItem_Update)(nil),       // 47: remex.v1.OwnerItem.Update
+	(*OwnerItem_Gone)(nil),         // 48: remex.v1.OwnerItem.Gone
+	(*OwnerItem_NotMine)(nil),      // 49: remex.v1.OwnerItem.NotMine
 }
 var file_work_proto_depIdxs = []int32{
 	9,  // 0: remex.v1.FromWorker.items:type_name -> remex.v1.WorkerItem
@@ -3816,36 +3872,37 @@ var file_work_proto_depIdxs = []int32{
 	42, // 37: remex.v1.CallerItem.detach:type_name -> remex.v1.CallerItem.Detach
 	43, // 38: remex.v1.CallerItem.keeps:type_name -> remex.v1.CallerItem.Keys
 	43, // 39: remex.v1.CallerItem.releases:type_name -> remex.v1.CallerItem.Keys
-	44, // 40: remex.v1.OwnerItem.hello:type_name -> remex.v1.OwnerItem.Hello
-	45, // 41: remex.v1.OwnerItem.beat:type_name -> remex.v1.OwnerItem.Beat
-	46, // 42: remex.v1.OwnerItem.update:type_name -> remex.v1.OwnerItem.Update
-	47, // 43: remex.v1.OwnerItem.gone:type_name -> remex.v1.OwnerItem.Gone
-	48, // 44: remex.v1.OwnerItem.not_mine:type_name -> remex.v1.OwnerItem.NotMine
-	8,  // 45: remex.v1.OwnerItem.fenced:type_name -> remex.v1.SchedulerFence
-	7,  // 46: remex.v1.WorkerItem.Hello.properties:type_name -> remex.v1.WorkerProperty
-	6,  // 47: remex.v1.WorkerItem.Hello.attempts:type_name -> remex.v1.HeldAttempt
-	30, // 48: remex.v1.WorkerItem.Beat.heard:type_name -> remex.v1.WorkerItem.Beat.Heard
-	5,  // 49: remex.v1.WorkerItem.Refuse.ref:type_name -> remex.v1.AttemptRef
-	5,  // 50: remex.v1.WorkerItem.Started.ref:type_name -> remex.v1.AttemptRef
-	5,  // 51: remex.v1.WorkerItem.Done.ref:type_name -> remex.v1.AttemptRef
-	5,  // 52: remex.v1.WorkerItem.Withdrawn.ref:type_name -> remex.v1.AttemptRef
-	6,  // 53: remex.v1.WorkerItem.Inventory.attempts:type_name -> remex.v1.HeldAttempt
-	5,  // 54: remex.v1.WorkerItem.Disowned.ref:type_name -> remex.v1.AttemptRef
-	10, // 55: remex.v1.SchedulerItem.Offer.task:type_name -> remex.v1.WorkTask
-	5,  // 56: remex.v1.SchedulerItem.Own.ref:type_name -> remex.v1.AttemptRef
-	30, // 57: remex.v1.CallerItem.Beat.heard:type_name -> remex.v1.WorkerItem.Beat.Heard
-	13, // 58: remex.v1.CallerItem.Submit.request:type_name -> remex.v1.ExecuteTask
-	14, // 59: remex.v1.CallerItem.Keys.keys:type_name -> remex.v1.TaskKey
-	16, // 60: remex.v1.OwnerItem.Update.update:type_name -> remex.v1.TaskUpdate
-	1,  // 61: remex.v1.Work.Worker:input_type -> remex.v1.FromWorker
-	3,  // 62: remex.v1.Work.Peer:input_type -> remex.v1.FromPeer
-	2,  // 63: remex.v1.Work.Worker:output_type -> remex.v1.ToWorker
-	4,  // 64: remex.v1.Work.Peer:output_type -> remex.v1.ToPeer
-	63, // [63:65] is the sub-list for method output_type
-	61, // [61:63] is the sub-list for method input_type
-	61, // [61:61] is the sub-list for extension type_name
-	61, // [61:61] is the sub-list for extension extendee
-	0,  // [0:61] is the sub-list for field type_name
+	44, // 40: remex.v1.CallerItem.opened:type_name -> remex.v1.CallerItem.Opened
+	45, // 41: remex.v1.OwnerItem.hello:type_name -> remex.v1.OwnerItem.Hello
+	46, // 42: remex.v1.OwnerItem.beat:type_name -> remex.v1.OwnerItem.Beat
+	47, // 43: remex.v1.OwnerItem.update:type_name -> remex.v1.OwnerItem.Update
+	48, // 44: remex.v1.OwnerItem.gone:type_name -> remex.v1.OwnerItem.Gone
+	49, // 45: remex.v1.OwnerItem.not_mine:type_name -> remex.v1.OwnerItem.NotMine
+	8,  // 46: remex.v1.OwnerItem.fenced:type_name -> remex.v1.SchedulerFence
+	7,  // 47: remex.v1.WorkerItem.Hello.properties:type_name -> remex.v1.WorkerProperty
+	6,  // 48: remex.v1.WorkerItem.Hello.attempts:type_name -> remex.v1.HeldAttempt
+	30, // 49: remex.v1.WorkerItem.Beat.heard:type_name -> remex.v1.WorkerItem.Beat.Heard
+	5,  // 50: remex.v1.WorkerItem.Refuse.ref:type_name -> remex.v1.AttemptRef
+	5,  // 51: remex.v1.WorkerItem.Started.ref:type_name -> remex.v1.AttemptRef
+	5,  // 52: remex.v1.WorkerItem.Done.ref:type_name -> remex.v1.AttemptRef
+	5,  // 53: remex.v1.WorkerItem.Withdrawn.ref:type_name -> remex.v1.AttemptRef
+	6,  // 54: remex.v1.WorkerItem.Inventory.attempts:type_name -> remex.v1.HeldAttempt
+	5,  // 55: remex.v1.WorkerItem.Disowned.ref:type_name -> remex.v1.AttemptRef
+	10, // 56: remex.v1.SchedulerItem.Offer.task:type_name -> remex.v1.WorkTask
+	5,  // 57: remex.v1.SchedulerItem.Own.ref:type_name -> remex.v1.AttemptRef
+	30, // 58: remex.v1.CallerItem.Beat.heard:type_name -> remex.v1.WorkerItem.Beat.Heard
+	13, // 59: remex.v1.CallerItem.Submit.request:type_name -> remex.v1.ExecuteTask
+	14, // 60: remex.v1.CallerItem.Keys.keys:type_name -> remex.v1.TaskKey
+	16, // 61: remex.v1.OwnerItem.Update.update:type_name -> remex.v1.TaskUpdate
+	1,  // 62: remex.v1.Work.Worker:input_type -> remex.v1.FromWorker
+	3,  // 63: remex.v1.Work.Peer:input_type -> remex.v1.FromPeer
+	2,  // 64: remex.v1.Work.Worker:output_type -> remex.v1.ToWorker
+	4,  // 65: remex.v1.Work.Peer:output_type -> remex.v1.ToPeer
+	64, // [64:66] is the sub-list for method output_type
+	62, // [62:64] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_work_proto_init() }
@@ -3891,6 +3948,7 @@ func file_work_proto_init() {
 		(*CallerItem_Detach_)(nil),
 		(*CallerItem_Keeps)(nil),
 		(*CallerItem_Releases)(nil),
+		(*CallerItem_Opened_)(nil),
 	}
 	file_work_proto_msgTypes[16].OneofWrappers = []any{
 		(*OwnerItem_Hello_)(nil),
@@ -3906,7 +3964,7 @@ func file_work_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_work_proto_rawDesc), len(file_work_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   48,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

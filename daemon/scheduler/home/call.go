@@ -177,7 +177,7 @@ func (c *Core) route(now time.Time, k *call) {
 			return
 		}
 	}
-	switch to := c.target(now, k); {
+	switch to := c.target(k); {
 	case to == c.self:
 		c.admit(now, k)
 	case to == k.from && k.kind == execute:
@@ -218,11 +218,11 @@ func (c *Core) here(now time.Time, k *call) bool {
 }
 
 // target is who is to have the call's task.
-func (c *Core) target(now time.Time, k *call) string {
+func (c *Core) target(k *call) string {
 	if k.mine || k.hops >= maxHops || k.kind == execute && !k.req.DoNotCache && c.tasks.Owns(k.key) {
 		return c.self
 	}
-	if c.inheriting(k.key) && c.heir(now, k.key) {
+	if c.inheriting(k.key) && c.heir(k.key) {
 		return c.self
 	}
 	if keeper := c.kept[k.key]; keeper != k.except && c.alive(keeper) {

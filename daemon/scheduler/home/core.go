@@ -75,7 +75,6 @@ type Core struct {
 
 	open   bool // we may be a home: all peers' keeps are known
 	openBy time.Time
-	opened time.Time
 
 	schedulers map[string]bool // in the view, without ourselves
 	workersIn  map[string]bool // in the view
@@ -105,10 +104,10 @@ type peer struct {
 	term    uint64
 	out, in uint64 // sessions of our stream to it and its stream to us; 0: none
 	heard   time.Time
-	refused bool      // its port, since out ended
-	home    bool      // it is in the set
-	since   time.Time // it was
-	keeps   bool      // we have its keeps
+	refused bool // its port, since out ended
+	home    bool // it is in the set
+	open    bool // it has said that it is open
+	keeps   bool // we have its keeps
 	dead    bool
 	hears   map[string]time.Time // whom it last heard, and when
 

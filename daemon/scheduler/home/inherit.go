@@ -197,7 +197,7 @@ func (c *Core) claimStray(now time.Time, s stray) bool {
 			return false
 		}
 	}
-	if !c.heir(now, s.key) {
+	if !c.heir(s.key) {
 		return true
 	}
 	if s.held.State == wire.Finished {
@@ -212,17 +212,13 @@ func (c *Core) claimStray(now time.Time, s stray) bool {
 
 // heir reports whether an attempt of the key is ours to take over: when we have
 // a task of it, or are its home among those that have been here for long enough
-// to have known its owner: those that came when we had settled here may not.
-func (c *Core) heir(now time.Time, key operation.Key) bool {
+// to have known its owner.
+func (c *Core) heir(key operation.Key) bool {
 	if c.tasks.Owns(key) {
 		return true
 	}
 	nodes := slices.DeleteFunc(slices.Clone(c.nodes), func(id string) bool {
-		if id == c.self {
-			return false
-		}
-		since := c.peers[id].since
-		return now.Sub(since) < openWithin && c.open && since.After(c.opened)
+		return id != c.self && c.open && !c.peers[id].open
 	})
 	return c.home(key, nodes) == c.self
 }

@@ -30,7 +30,7 @@ func (c *Core) PeerUp(now time.Time, id string, session, term uint64) {
 	p.dead = false
 	if !p.home {
 		c.toOwner(p, wire.Keeps{Keys: c.keptFrom(id)})
-		p.home, p.since = true, now
+		p.home = true
 		c.rehome()
 		// Of what we have not begun, it may know more.
 		for key := range c.tasks.Held {
@@ -38,6 +38,9 @@ func (c *Core) PeerUp(now time.Time, id string, session, term uint64) {
 				c.reroute(now, c.tasks.YieldHeld(now, key))
 			}
 		}
+	}
+	if c.open {
+		c.toOwner(p, wire.Opened{})
 	}
 	for _, k := range sortedCalls(p.ours) {
 		c.sendCall(k)
@@ -202,6 +205,8 @@ func (c *Core) FromCaller(now time.Time, id string, session uint64, m wire.ToOwn
 		c.strays = slices.DeleteFunc(c.strays, func(s stray) bool { return c.kept[s.key] == id })
 		c.tryOpen(now)
 		c.settle(now)
+	case wire.Opened:
+		p.open = true
 	case wire.Releases:
 		for _, k := range m.Keys {
 			if c.kept[k] == id {
@@ -247,7 +252,10 @@ func (c *Core) tryOpen(now time.Time) {
 			}
 		}
 	}
-	c.open, c.opened = true, now
+	c.open = true
+	for _, p := range sortedPeers(c.peers) {
+		c.toOwner(p, wire.Opened{})
+	}
 }
 
 // bury declares a peer dead if it is: its port refuses, or it is silent and
@@ -260,7 +268,7 @@ func (c *Core) bury(now time.Time, p *peer) {
 	if !refused && (now.Sub(p.heard) < silentAfter || c.heardOf(now, p.id)) {
 		return
 	}
-	p.dead, p.home, p.keeps = true, false, false
+	p.dead, p.home, p.keeps, p.open = true, false, false, false
 	c.rehome()
 	c.fences[p.id] = fence{term: p.term, until: now.Add(fenceFor)}
 	c.inherit(now, p)

@@ -33,6 +33,8 @@ func EncodeToOwner(m ToOwner) *pb.CallerItem {
 		return &pb.CallerItem{Item: &pb.CallerItem_Detach_{Detach: &pb.CallerItem_Detach{Call: m.Call}}}
 	case Keeps:
 		return &pb.CallerItem{Item: &pb.CallerItem_Keeps{Keeps: keysToWire(m.Keys)}}
+	case Opened:
+		return &pb.CallerItem{Item: &pb.CallerItem_Opened_{Opened: &pb.CallerItem_Opened{}}}
 	case Releases:
 		return &pb.CallerItem{Item: &pb.CallerItem_Releases{Releases: keysToWire(m.Keys)}}
 	}
@@ -64,6 +66,8 @@ func DecodeToOwner(it *pb.CallerItem) (ToOwner, error) {
 	case *pb.CallerItem_Keeps:
 		ks, err := keysFromWire(v.Keeps)
 		return Keeps{ks}, err
+	case *pb.CallerItem_Opened_:
+		return Opened{}, nil
 	case *pb.CallerItem_Releases:
 		ks, err := keysFromWire(v.Releases)
 		return Releases{ks}, err

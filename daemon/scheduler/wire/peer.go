@@ -58,6 +58,9 @@ type (
 	// is the receiver. Releases says that it no longer does.
 	Keeps    struct{ Keys []operation.Key }
 	Releases struct{ Keys []operation.Key }
+	// Opened says that the sender knows what all others keep: it is a home, and
+	// an heir.
+	Opened struct{}
 )
 
 func (CallerHello) toOwner() {}
@@ -69,6 +72,7 @@ func (Cancel) toOwner()      {}
 func (Detach) toOwner()      {}
 func (Keeps) toOwner()       {}
 func (Releases) toOwner()    {}
+func (Opened) toOwner()      {}
 
 // ToCaller is what comes back: one of the types below.
 type ToCaller interface{ toCaller() }

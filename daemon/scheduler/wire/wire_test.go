@@ -98,6 +98,7 @@ func TestJourney(t *testing.T) {
 		wire.Detach{Call: 1},
 		wire.Keeps{Keys: keys},
 		wire.Releases{Keys: keys},
+		wire.Opened{},
 	} {
 		got, err := wire.DecodeToOwner(passed(t, wire.EncodeToOwner(m), &pb.CallerItem{}))
 		check(t, got, m, err)
