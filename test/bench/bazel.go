@@ -3,12 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"text/tabwriter"
 	"time"
 )
 
@@ -17,7 +17,7 @@ const cppFiles = 200
 
 // measureBazel builds generated C++ files: locally, on each server, and on each
 // server again from its cache, always from an empty output base's state.
-func measureBazel(ctx context.Context, w io.Writer, all []*server) error {
+func measureBazel(ctx context.Context, w *tabwriter.Writer, all []*server) error {
 	if _, err := exec.LookPath("bazel"); err != nil {
 		return err
 	}
@@ -39,6 +39,7 @@ func measureBazel(ctx context.Context, w io.Writer, all []*server) error {
 	}
 	title := fmt.Sprintf("bazel: %d C++ files", cppFiles)
 	fmt.Fprintf(w, "%s\tlocally\t%.2f s\t\t\t\n", title, local.Seconds())
+	w.Flush()
 	for _, s := range all {
 		flags := []string{"--remote_executor=grpc://" + s.addr, "--jobs=16", "--remote_instance_name=" + string(salt())}
 		for _, p := range s.platform.GetProperties() {
@@ -48,6 +49,7 @@ func measureBazel(ctx context.Context, w io.Writer, all []*server) error {
 		clean, err := b.build(ctx, flags...)
 		if err != nil {
 			fmt.Fprintf(w, "%s\t%s\t-\t\t\t%v\n", title, s.name, err)
+			w.Flush()
 			continue
 		}
 		cpu := ""
@@ -55,12 +57,15 @@ func measureBazel(ctx context.Context, w io.Writer, all []*server) error {
 			cpu = fmt.Sprintf("%.2f s", (cpuTime(s.pids) - before).Seconds())
 		}
 		fmt.Fprintf(w, "%s\t%s\t%.2f s\t%.2f x local\t%s\tremote\n", title, s.name, clean.Seconds(), clean.Seconds()/local.Seconds(), cpu)
+		w.Flush()
 		cached, err := b.build(ctx, flags...)
 		if err != nil {
 			fmt.Fprintf(w, "%s\t%s\t-\t\t\t%v\n", title, s.name, err)
+			w.Flush()
 			continue
 		}
 		fmt.Fprintf(w, "%s\t%s\t%.2f s\t1/%.1f of local\t\tfrom cache\n", title, s.name, cached.Seconds(), local.Seconds()/cached.Seconds())
+		w.Flush()
 	}
 	return nil
 }

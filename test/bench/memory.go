@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
@@ -16,7 +17,7 @@ import (
 )
 
 // measureRest reads the memory of a fresh cluster's nodes.
-func measureRest(ctx context.Context, w io.Writer, s *server) error {
+func measureRest(ctx context.Context, w *tabwriter.Writer, s *server) error {
 	d, err := describe(s.dir)
 	if err != nil {
 		return err
@@ -28,6 +29,7 @@ func measureRest(ctx context.Context, w io.Writer, s *server) error {
 			return err
 		}
 		fmt.Fprintf(w, "memory at rest: %s\t%s\t%.1f MiB\t\t\tresident; live heap %.1f MiB\n", n.Name, s.name, float64(rss)/(1<<20), float64(heap)/(1<<20))
+		w.Flush()
 	}
 	return nil
 }
@@ -35,7 +37,7 @@ func measureRest(ctx context.Context, w io.Writer, s *server) error {
 // measureMemory fills the action cache, the disks' index and the queue, and
 // divides what Go's heap grew by. Garbage is collected before each reading:
 // /debug/pprof/heap?gc=1 does that.
-func measureMemory(ctx context.Context, w io.Writer, s *server) error {
+func measureMemory(ctx context.Context, w *tabwriter.Writer, s *server) error {
 	d, err := describe(s.dir)
 	if err != nil {
 		return err
@@ -63,6 +65,7 @@ func measureMemory(ctx context.Context, w io.Writer, s *server) error {
 	}
 	copies := float64(len(ops["scheduler"]))
 	fmt.Fprintf(w, "memory: action-cache entry\t%s\t%.0f B\t\t\tper entry and scheduler, its own ~130 B among it\n", s.name, grew/entries/copies)
+	w.Flush()
 
 	const blobs = 100000
 	grew, err = grown("worker", func() error {
@@ -77,6 +80,7 @@ func measureMemory(ctx context.Context, w io.Writer, s *server) error {
 		return err
 	}
 	fmt.Fprintf(w, "memory: index of a blob\t%s\t%.0f B\t\t\tper blob and copy\n", s.name, grew/blobs/2)
+	w.Flush()
 
 	const queued = 2000
 	held, release := context.WithCancel(ctx)
@@ -86,6 +90,7 @@ func measureMemory(ctx context.Context, w io.Writer, s *server) error {
 		return err
 	}
 	fmt.Fprintf(w, "memory: queued action\t%s\t%.0f B\t\t\tits gRPC stream, Action, Command and root among it\n", s.name, grew/queued)
+	w.Flush()
 	return nil
 }
 
