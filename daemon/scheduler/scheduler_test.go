@@ -130,6 +130,7 @@ type node struct {
 	m       cluster.Member
 	service *scheduler.Service
 	actions *actions
+	stop    func() // begins an orderly end
 	crash   func() // closes the port and all connections at once
 	kill    func() // and waits for what goes on without them
 }
@@ -167,6 +168,7 @@ func (f *fixture) join(n *node, server *grpc.Server, lis net.Listener, c *conns,
 	var running sync.WaitGroup
 	running.Go(func() { _ = server.Serve(lis) })
 	running.Go(func() { _ = run(ctx) })
+	n.stop = cancel
 	n.crash = sync.OnceFunc(func() {
 		server.Stop()
 		c.close()
@@ -347,6 +349,20 @@ func TestService(t *testing.T) {
 		if _, total := w[1].actions.count(); total != 4 {
 			t.Errorf("the other ran %d", total)
 		}
+	})
+	t.Run("a worker that stops in order hands its actions over", func(t *testing.T) {
+		t.Parallel()
+		f := newFixture(t)
+		s, leaving := f.scheduler("s1"), f.worker("w1", 1)
+		ctx := within(t)
+		ended := make(chan outcome, 1)
+		go func() { ended <- execute(ctx, s, request(1, "wait"), nil) }()
+		eventually(t, "it runs", func() bool { n, _ := leaving.actions.count(); return n == 1 })
+		other := f.worker("w2", 1)
+		leaving.stop()
+		eventually(t, "it runs on the other", func() bool { n, _ := other.actions.count(); return n == 1 })
+		close(f.gate)
+		(<-ended).check(t, "ran wait1")
 	})
 	t.Run("a killed scheduler's actions go on, and their callers find the results", func(t *testing.T) {
 		t.Parallel()
