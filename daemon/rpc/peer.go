@@ -156,12 +156,6 @@ func (q *peer) serve(ctx context.Context, self string, m *metrics) error {
 	}
 	s := newStream(m)
 	q.settle(s, nil)
-	if q.bulk.GetState() == connectivity.TransientFailure {
-		// It is up again: bulk need not wait. In other states there is nothing
-		// to cut short, and gRPC may be adding to the connections that it would
-		// go through here without its lock.
-		q.bulk.ResetConnectBackoff()
-	}
 	m.peers.Inc()
 	defer m.peers.Dec()
 	var watching sync.WaitGroup
