@@ -71,7 +71,7 @@ func (e *Executor) makeDirs(root int, dir string) error {
 	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EEXIST), errors.Is(err, unix.ENAMETOOLONG):
 		return &InputError{fmt.Sprintf("directory %q cannot be made: %v", dir, err)}
 	case err != nil:
-		return &os.PathError{Op: "mkdir", Path: dir, Err: err}
+		return fmt.Errorf("directory %q: %w", dir, err)
 	}
 	return nil
 }
@@ -84,16 +84,5 @@ func (e *Executor) makeLast(root int, dir string) error {
 		return err
 	}
 	defer unix.Close(at)
-	if err := unix.Mkdirat(at, name, 0o755); err != nil {
-		return err
-	}
-	if e.own {
-		if err := unix.Fchownat(at, name, e.uid, e.uid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return err
-		}
-	}
-	if e.sb.umask != 0o022 {
-		return unix.Fchmodat(at, name, 0o755, 0)
-	}
-	return nil
+	return e.mkdirat(at, name)
 }

@@ -58,8 +58,7 @@ func (r *Remains) Close() {
 	for _, c := range r.copies {
 		_ = os.Remove(c)
 	}
-	if unix.Rmdir(r.path) == nil {
-		return // as for any action without inputs and outputs
+	if !r.e.sb.trash.dropEmpty(r.path) { // as for any action without inputs and outputs
+		r.e.sb.doom(doomed{r.path, true})
 	}
-	r.e.sb.doom(r.path)
 }

@@ -17,8 +17,9 @@ const maxDepth = 128
 // remover deletes directory trees that actions left, whatever they made of
 // them. Its directory is on the same file system as the trees.
 type remover struct {
-	dir string // where deep subtrees are moved to
-	seq atomic.Uint64
+	dir    string // where deep subtrees are moved to
+	seq    atomic.Uint64
+	spares spares
 }
 
 // next names something in the remover's directory.
@@ -27,38 +28,70 @@ func (r *remover) next(suffix string) string {
 }
 
 // remove deletes path, a tree in the remover's directory or elsewhere on its
-// file system.
-func (r *remover) remove(path string) error {
+// file system. Directories are kept as spares if no process can have them open.
+func (r *remover) remove(path string, unused bool) error {
 	work := []string{path}
 	for len(work) > 0 {
 		p := work[len(work)-1]
 		work = work[:len(work)-1]
-		deep, err := r.removeShallow(p)
-		if err != nil {
+		t := removal{remover: r, unused: unused}
+		if err := t.removeShallow(p); err != nil {
 			return err
 		}
-		work = append(work, deep...)
+		work = append(work, t.deep...)
 	}
 	return nil
 }
 
-// removeShallow deletes a tree down to maxDepth. What lay deeper it has moved
-// to the paths that it returns.
-func (r *remover) removeShallow(path string) (deep []string, err error) {
-	err = unix.Unlink(path)
+// removal is of one tree, down to maxDepth.
+type removal struct {
+	*remover
+	unused bool
+	deep   []string // what lay deeper, moved to here
+}
+
+func (t *removal) removeShallow(path string) error {
+	err := unix.Unlink(path)
 	if err == nil || errors.Is(err, unix.ENOENT) {
-		return nil, nil
+		return nil
 	}
-	if err := unix.Rmdir(path); err == nil {
-		return nil, nil
+	if err := t.dropDir(unix.AT_FDCWD, path, 0); err != nil {
+		return fmt.Errorf("remove %s: %w", path, err)
 	}
-	if err := r.empty(unix.AT_FDCWD, path, 0, &deep); err != nil {
-		return nil, fmt.Errorf("empty %s: %w", path, err)
+	return nil
+}
+
+// dropEmpty deletes or keeps the directory at path, which no process can have
+// open, if nothing is in it.
+func (r *remover) dropEmpty(path string) bool {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
 	}
-	if err := unix.Rmdir(path); err != nil {
-		return nil, &os.PathError{Op: "rmdir", Path: path, Err: err}
+	defer unix.Close(fd)
+	var entries [128]byte // room for more than "." and ".."
+	for read := 0; ; {
+		n, err := unix.Getdents(fd, entries[:])
+		if err != nil {
+			return false
+		}
+		if n == 0 {
+			break
+		}
+		if read += n; read > 2*24 {
+			return false
+		}
 	}
-	return deep, nil
+	t := removal{remover: r, unused: true}
+	return t.dispose(fd, unix.AT_FDCWD, path) == nil
+}
+
+// dispose keeps or deletes an empty directory that is open as fd.
+func (t *removal) dispose(fd, at int, name string) error {
+	if t.unused && t.spares.keep(fd, at, name) {
+		return nil
+	}
+	return unix.Unlinkat(at, name, unix.AT_REMOVEDIR)
 }
 
 func openDir(at int, name string) (int, error) {
@@ -74,7 +107,8 @@ func openDir(at int, name string) (int, error) {
 	return fd, err
 }
 
-func (r *remover) empty(at int, name string, depth int, deep *[]string) error {
+// dropDir deletes or keeps a directory, and deletes what is in it.
+func (t *removal) dropDir(at int, name string, depth int) error {
 	fd, err := openDir(at, name)
 	if err != nil {
 		return err
@@ -89,14 +123,14 @@ func (r *remover) empty(at int, name string, depth int, deep *[]string) error {
 		}
 		names, _ := d.Readdirnames(1024)
 		if len(names) == 0 {
-			return nil
+			return t.dispose(fd, at, name)
 		}
 		for _, n := range names {
-			err := r.drop(fd, n, depth, deep)
+			err := t.drop(fd, n, depth)
 			if errors.Is(err, unix.EACCES) && !chmodded {
 				chmodded = true
 				if err = unix.Fchmod(fd, 0o700); err == nil {
-					err = r.drop(fd, n, depth, deep)
+					err = t.drop(fd, n, depth)
 				}
 			}
 			if err != nil {
@@ -107,7 +141,7 @@ func (r *remover) empty(at int, name string, depth int, deep *[]string) error {
 }
 
 // drop deletes one entry of the directory at.
-func (r *remover) drop(at int, name string, depth int, deep *[]string) error {
+func (t *removal) drop(at int, name string, depth int) error {
 	err := unix.Unlinkat(at, name, 0)
 	if err == nil || errors.Is(err, unix.ENOENT) {
 		return nil
@@ -115,19 +149,13 @@ func (r *remover) drop(at int, name string, depth int, deep *[]string) error {
 	if !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EPERM) {
 		return err
 	}
-	if unix.Unlinkat(at, name, unix.AT_REMOVEDIR) == nil {
-		return nil
-	}
 	if depth+1 >= maxDepth {
-		to := r.next("d")
+		to := t.next("d")
 		if err := unix.Renameat(at, name, unix.AT_FDCWD, to); err != nil {
 			return err
 		}
-		*deep = append(*deep, to)
+		t.deep = append(t.deep, to)
 		return nil
 	}
-	if err := r.empty(at, name, depth+1, deep); err != nil {
-		return err
-	}
-	return unix.Unlinkat(at, name, unix.AT_REMOVEDIR)
+	return t.dropDir(at, name, depth+1)
 }

@@ -137,7 +137,7 @@ func (e *Executor) BuildRoot(ctx context.Context, p *Plan, src Source, need []st
 	e.rooted = true
 	root := e.Root()
 	for _, d := range p.dirs {
-		if err := e.mkdir(root + d.path); err != nil {
+		if err := e.mkdirat(unix.AT_FDCWD, root+d.path); err != nil {
 			return fmt.Errorf("make an input directory: %w", err)
 		}
 	}
@@ -170,26 +170,6 @@ func (e *Executor) BuildRoot(ctx context.Context, p *Plan, src Source, need []st
 	}
 	if !e.own {
 		return e.remember(p)
-	}
-	return nil
-}
-
-func (e *Executor) mkdir(path string) error {
-	if err := unix.Mkdir(path, 0o755); err != nil {
-		return &os.PathError{Op: "mkdir", Path: path, Err: err}
-	}
-	return e.claim(path)
-}
-
-// claim gives a new directory to the action.
-func (e *Executor) claim(path string) error {
-	if e.own {
-		if err := unix.Lchown(path, e.uid, e.uid); err != nil {
-			return &os.PathError{Op: "chown", Path: path, Err: err}
-		}
-	}
-	if e.sb.umask != 0o022 {
-		return os.Chmod(path, 0o755)
 	}
 	return nil
 }
@@ -311,7 +291,7 @@ func (e *Executor) discardRoot() error {
 		return err
 	}
 	e.rooted = false
-	e.sb.doom(to)
+	e.sb.doom(doomed{path: to})
 	return nil
 }
 

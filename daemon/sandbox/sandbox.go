@@ -87,7 +87,7 @@ type Sandbox struct {
 
 	executors []*Executor
 	trash     remover
-	doomed    chan string // trees to delete in the background
+	doomed    chan doomed // trees to delete in the background
 	wg        sync.WaitGroup
 }
 
@@ -109,8 +109,8 @@ func New(o Options) (*Sandbox, error) {
 	}
 	for range removers {
 		s.wg.Go(func() {
-			for path := range s.doomed {
-				s.remove(path)
+			for d := range s.doomed {
+				s.remove(d)
 			}
 		})
 	}
@@ -144,8 +144,11 @@ func (s *Sandbox) open() error {
 	s.umask = currentUmask()
 	s.trash.dir = s.dir + "/done"
 	s.trash.seq.Store(uint64(time.Now().UnixNano()))
-	s.doomed = make(chan string, 1024)
+	s.doomed = make(chan doomed, 1024)
 	if err := s.sweep(); err != nil {
+		return err
+	}
+	if err := s.trash.spares.open(s.dir + "/spare"); err != nil {
 		return err
 	}
 	own := s.ownUIDs()
@@ -257,24 +260,30 @@ func (s *Sandbox) sweep() error {
 			if err := os.Rename(dir+"/"+n.Name(), to); err != nil {
 				return err
 			}
-			s.doom(to)
+			s.doom(doomed{path: to}) // what an earlier daemon's actions may still have open
 		}
 	}
 	return nil
 }
 
-// doom has a tree in the trash deleted.
-func (s *Sandbox) doom(path string) {
+// doomed is a tree in the trash.
+type doomed struct {
+	path   string
+	unused bool // no process can have anything of it open
+}
+
+// doom has a tree deleted.
+func (s *Sandbox) doom(d doomed) {
 	select {
-	case s.doomed <- path:
+	case s.doomed <- d:
 	default:
-		s.remove(path)
+		s.remove(d)
 	}
 }
 
-func (s *Sandbox) remove(path string) {
-	if err := s.trash.remove(path); err != nil {
-		s.log.Error("a finished action's files stay behind", "path", path, "err", err)
+func (s *Sandbox) remove(d doomed) {
+	if err := s.trash.remove(d.path, d.unused); err != nil {
+		s.log.Error("a finished action's files stay behind", "path", d.path, "err", err)
 	}
 }
 
@@ -296,6 +305,7 @@ func (s *Sandbox) Close() error {
 	}
 	close(s.doomed)
 	s.wg.Wait()
+	s.trash.spares.close()
 	s.close()
 	return nil
 }
