@@ -31,7 +31,7 @@ type Options struct {
 
 	ProbeInterval  time.Duration // 500 ms
 	ProbeTimeout   time.Duration // 200 ms
-	GossipInterval time.Duration // 100 ms
+	GossipInterval time.Duration // 200 ms
 	RejoinInterval time.Duration // 15 s: how often missing seeds are joined
 }
 
@@ -39,7 +39,7 @@ func (o *Options) defaults() {
 	for d, def := range map[*time.Duration]time.Duration{
 		&o.ProbeInterval:  500 * time.Millisecond,
 		&o.ProbeTimeout:   200 * time.Millisecond,
-		&o.GossipInterval: 100 * time.Millisecond,
+		&o.GossipInterval: 200 * time.Millisecond,
 		&o.RejoinInterval: 15 * time.Second,
 	} {
 		if *d == 0 {

@@ -24,7 +24,7 @@ func (h health) String() string {
 }
 
 const (
-	pollEvery = 200 * time.Millisecond
+	pollEvery = 500 * time.Millisecond
 	pollWait  = 600 * time.Millisecond
 )
 

@@ -33,6 +33,9 @@ import (
 // are not waited for: their clients find them again through other schedulers.
 const graceful = 3 * time.Second
 
+// announceEvery is how often a node looks whether it is ready.
+const announceEvery = 250 * time.Millisecond
+
 // base is what both roles stand on.
 type base struct {
 	log *slog.Logger
@@ -201,7 +204,7 @@ func (b *base) serveOps(ready func() error) part {
 // when it no longer is.
 func (b *base) announce(ready func() error, tell func(bool)) part {
 	return func(ctx context.Context) error {
-		tick := time.NewTicker(100 * time.Millisecond)
+		tick := time.NewTicker(announceEvery)
 		defer tick.Stop()
 		was := errors.New("starting")
 		for {

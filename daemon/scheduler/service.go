@@ -57,8 +57,9 @@ var (
 )
 
 const (
-	tickEvery   = 50 * time.Millisecond
-	stoppedFor  = time.Second // a tick that late means that we did not run
+	tickEvery   = 100 * time.Millisecond
+	restEvery   = 250 * time.Millisecond // a tick, while nothing waits for it
+	stoppedFor  = time.Second            // a tick that late means that we did not run
 	repeatEvery = 25 * time.Second
 	// Defaults of the bounds in Options.
 	defaultQueued   = 50_000
@@ -109,6 +110,9 @@ type Service struct {
 	callers  map[uint64]*stream[wire.ToCaller]
 	owners   map[uint64]*stream[wire.ToOwner]
 	session  uint64
+	resting  bool // Run's next tick is a late one
+
+	busy chan struct{} // tells Run that it shouldn't be
 }
 
 // stream is the writing half of one that is open.
@@ -141,6 +145,7 @@ func New(o Options) *Service {
 		workers: make(map[uint64]*stream[wire.ToWorker]),
 		callers: make(map[uint64]*stream[wire.ToCaller]),
 		owners:  make(map[uint64]*stream[wire.ToOwner]),
+		busy:    make(chan struct{}, 1),
 	}
 	s.metrics = newMetrics(o.Registerer, s.Status)
 	return s
@@ -183,6 +188,13 @@ func (s *Service) stepLocked(event func(c *home.Core, now time.Time)) {
 			s.endLocked()
 		}
 	}
+	if s.resting && s.core.Busy() {
+		s.resting = false
+		select {
+		case s.busy <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // endLocked ends all streams.
@@ -209,20 +221,15 @@ func (s *Service) Status() Status {
 // and waits for what it started; calls that wait get ErrStopping.
 func (s *Service) Run(ctx context.Context) error {
 	s.running.Go(func() { s.follows(ctx) })
-	tick := time.NewTicker(tickEvery)
-	defer tick.Stop()
+	timer := time.NewTimer(tickEvery)
+	defer timer.Stop()
 	last := time.Now()
 	for ctx.Err() == nil {
 		select {
-		case <-tick.C:
-			s.step(func(c *home.Core, now time.Time) {
-				if now.Sub(last) > stoppedFor {
-					s.log.Warn("did not run for a while", "dur", now.Sub(last))
-					c.Awake(now)
-				}
-				last = now
-				c.Tick(now)
-			})
+		case <-timer.C:
+			timer.Reset(s.tick(&last))
+		case <-s.busy:
+			timer.Reset(tickEvery)
 		case <-ctx.Done():
 		}
 	}
@@ -233,6 +240,25 @@ func (s *Service) Run(ctx context.Context) error {
 	close(s.stopped)
 	s.running.Wait()
 	return nil
+}
+
+// tick lets time pass since last, and returns after how long it is to be called
+// again.
+func (s *Service) tick(last *time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stepLocked(func(c *home.Core, now time.Time) {
+		if now.Sub(*last) > stoppedFor {
+			s.log.Warn("did not run for a while", "dur", now.Sub(*last))
+			c.Awake(now)
+		}
+		*last = now
+		c.Tick(now)
+	})
+	if s.resting = !s.core.Busy(); s.resting {
+		return restEvery
+	}
+	return tickEvery
 }
 
 // refused reports whether err says that nothing listens at an address.

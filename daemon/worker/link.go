@@ -40,7 +40,6 @@ type Actions interface {
 }
 
 const (
-	tickEvery = 50 * time.Millisecond
 	// endWithin is what killed actions have to end when the worker stops, and
 	// flushWithin the last frames to be sent.
 	endWithin   = 10 * time.Second
@@ -87,6 +86,9 @@ type Link struct {
 	open     map[uint64]*stream // by session
 	attempts map[wire.Ref]*attempt
 	base     context.Context //nolint:containedctx // Run's, for what effects start
+	due      time.Time       // of the next tick, as Run knows it
+
+	sooner chan struct{} // tells Run that due is earlier than it was
 }
 
 // stream is the writing half of one that is open.
@@ -113,6 +115,7 @@ func New(o Options) *Link {
 		open:     make(map[uint64]*stream),
 		attempts: make(map[wire.Ref]*attempt),
 		base:     context.Background(),
+		sooner:   make(chan struct{}, 1),
 	}
 	l.metrics = newMetrics(o.Registerer, l.Running)
 	return l
@@ -157,6 +160,25 @@ func (l *Link) stepLocked(event func(c *slots.Core, now time.Time)) {
 			}
 		}
 	}
+	if next := l.core.Next(); next.Before(l.due) {
+		l.due = next
+		select {
+		case l.sooner <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// tick lets time pass, and returns how long to wait until it is to be called
+// again.
+func (l *Link) tick() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !time.Now().Before(l.due) {
+		l.stepLocked(func(c *slots.Core, now time.Time) { c.Tick(now) })
+		l.due = l.core.Next()
+	}
+	return time.Until(l.due)
 }
 
 func (l *Link) attemptLocked(ref wire.Ref) *attempt {
@@ -210,14 +232,15 @@ func (l *Link) Run(ctx context.Context) error {
 	l.base = base
 	l.mu.Unlock()
 	l.streams.Go(func() { l.follow(base, ctx.Done()) })
-	tick := time.NewTicker(tickEvery)
-	defer tick.Stop()
+	timer := time.NewTimer(l.tick())
+	defer timer.Stop()
 	for ctx.Err() == nil {
 		select {
-		case <-tick.C:
-			l.step(func(c *slots.Core, now time.Time) { c.Tick(now) })
+		case <-timer.C:
+		case <-l.sooner:
 		case <-ctx.Done():
 		}
+		timer.Reset(l.tick())
 	}
 	// Killed actions first, then Bye: a scheduler starts them elsewhere at once.
 	l.step(func(c *slots.Core, _ time.Time) { c.Close() })

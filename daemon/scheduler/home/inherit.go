@@ -263,7 +263,13 @@ func (c *Core) reroute(now time.Time, orphans []tasks.Orphan) {
 	}
 }
 
-// Tick lets time pass. It is to be called at least every 100 ms.
+// Busy reports whether tasks or calls wait for what Tick does.
+func (c *Core) Busy() bool {
+	return c.tasks.Busy() || !c.open || len(c.inherits)+len(c.strays)+len(c.holds) > 0
+}
+
+// Tick lets time pass. It is to be called at least every 100 ms while the Core
+// is Busy, and every 250 ms while it isn't.
 func (c *Core) Tick(now time.Time) {
 	for _, p := range sortedPeers(c.peers) {
 		c.bury(now, p)

@@ -128,7 +128,11 @@ func (c *Core) finish(now time.Time, t *task, response []byte, err error) {
 	}
 }
 
-// Tick lets time pass. It is to be called at least every 100 ms.
+// Busy reports whether tasks wait for what Tick does.
+func (c *Core) Busy() bool { return c.q.Len() > 0 || len(c.fresh) > 0 }
+
+// Tick lets time pass. It is to be called at least every 100 ms while the Core
+// is Busy, and every 250 ms while it isn't.
 func (c *Core) Tick(now time.Time) {
 	for _, t := range c.fresh {
 		if t.state == running {

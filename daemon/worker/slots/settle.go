@@ -253,7 +253,24 @@ func (c *Core) forget(over func(*run) bool) {
 	c.finished = c.finished[n:]
 }
 
-// Tick lets time pass. It is to be called at least every 50 ms.
+// Next is when Tick is to be called next, whatever happens until then. Events
+// change it.
+func (c *Core) Next() time.Time {
+	next := c.beat.Add(beatEvery)
+	for i := range c.execs {
+		if e := &c.execs[i]; e.use == recalled && e.deadline.Before(next) {
+			next = e.deadline
+		}
+	}
+	for _, cl := range c.claims {
+		if cl.deadline.Before(next) {
+			next = cl.deadline
+		}
+	}
+	return next
+}
+
+// Tick lets time pass. It is to be called when Next says, or earlier.
 func (c *Core) Tick(now time.Time) {
 	for i := range c.execs {
 		if e := &c.execs[i]; e.use == recalled && !now.Before(e.deadline) {
