@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -71,7 +72,7 @@ func run() error {
 	peers := flag.String("peers", "", "the same as -servers, for other people's")
 	only := flag.String("only", "", "a regular expression; measurements whose names it matches are made")
 	platform := flag.String("platform", "", "name=value,...: the platform that the servers given by address want")
-	executors := flag.Int("executors", 2, "executors on each of the cluster's two workers")
+	executors := flag.Int("executors", max(1, runtime.NumCPU()/2), "executors on each of the cluster's two workers")
 	seconds := flag.Duration("time", 3*time.Second, "how long each rate is measured")
 	flag.Parse()
 
