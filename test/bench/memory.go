@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -82,14 +83,40 @@ func measureMemory(ctx context.Context, w *tabwriter.Writer, s *server) error {
 	fmt.Fprintf(w, "memory: index of a blob\t%s\t%.0f B\t\t\tper blob and copy\n", s.name, grew/blobs/2)
 	w.Flush()
 
-	const queued = 2000
-	held, release := context.WithCancel(ctx)
-	defer release()
-	grew, err = grown("scheduler", func() error { return s.fillQueue(held, queued) })
+	const queued = 10000
+	actions, err := s.sleepers(ctx, queued)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "memory: queued action\t%s\t%.0f B\t\t\tits gRPC stream, Action, Command and root among it\n", s.name, grew/queued)
+	before, err := sumHeap(ctx, ops["scheduler"])
+	if err != nil {
+		return err
+	}
+	held, release := context.WithCancel(ctx)
+	defer release()
+	for _, a := range actions {
+		stream, err := s.Exec.Execute(held, &repb.ExecuteRequest{ActionDigest: a})
+		if err != nil {
+			return err
+		}
+		if _, err := stream.Recv(); err != nil {
+			return err
+		}
+	}
+	waited, err := sumHeap(ctx, ops["scheduler"])
+	if err != nil {
+		return err
+	}
+	release()
+	if err := awaitNoStreams(ctx, ops["scheduler"]); err != nil { // their actions stay for a minute
+		return err
+	}
+	left, err := sumHeap(ctx, ops["scheduler"])
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "memory: queued action\t%s\t%.0f B\t\t\ton the scheduler that owns it and the one that was asked\n", s.name, float64(left-before)/queued)
+	fmt.Fprintf(w, "memory: client that waits on one\t%s\t%.0f B\t\t\tits gRPC stream; goroutine stacks come on top\n", s.name, float64(waited-left)/queued)
 	w.Flush()
 	return nil
 }
@@ -107,27 +134,18 @@ func (s *server) fillActionCache(ctx context.Context, n int) error {
 	return g.Wait()
 }
 
-// fillQueue leaves n actions waiting behind ones that sleep, until ctx ends.
-func (s *server) fillQueue(ctx context.Context, n int) error {
+// sleepers uploads n actions that take so long that most of them wait for the
+// first.
+func (s *server) sleepers(ctx context.Context, n int) ([]*repb.Digest, error) {
 	root, rootDigest := reapi.Message(&repb.Directory{})
 	command, commandDigest := reapi.Message(&repb.Command{Arguments: []string{"/bin/sleep", "30"}})
-	if err := s.Upload(ctx, [][]byte{root, command}); err != nil {
-		return err
-	}
+	blobs := [][]byte{root, command}
+	var digests []*repb.Digest
 	for range n {
 		action, digest := reapi.Message(&repb.Action{CommandDigest: commandDigest, InputRootDigest: rootDigest, Salt: salt()})
-		if err := s.Upload(ctx, [][]byte{action}); err != nil {
-			return err
-		}
-		stream, err := s.Exec.Execute(ctx, &repb.ExecuteRequest{ActionDigest: digest})
-		if err != nil {
-			return err
-		}
-		if _, err := stream.Recv(); err != nil {
-			return err
-		}
+		blobs, digests = append(blobs, action), append(digests, digest)
 	}
-	return nil
+	return digests, s.Upload(ctx, blobs)
 }
 
 func sumHeap(ctx context.Context, ops []string) (int64, error) {
@@ -142,22 +160,44 @@ func sumHeap(ctx context.Context, ops []string) (int64, error) {
 	return sum, nil
 }
 
+// awaitNoStreams waits until the goroutines of calls are gone.
+func awaitNoStreams(ctx context.Context, ops []string) error {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		var sum float64
+		for _, o := range ops {
+			n, err := metric(ctx, o, "go_goroutines")
+			if err != nil {
+				return err
+			}
+			sum += n
+		}
+		if sum < 500 {
+			return nil
+		}
+	}
+	return errors.New("schedulers still serve calls whose client has gone")
+}
+
 // liveHeap collects a node's garbage and reads how much is left.
 func liveHeap(ctx context.Context, ops string) (int64, error) {
 	if _, err := get(ctx, "http://"+ops+"/debug/pprof/heap?gc=1"); err != nil {
 		return 0, err
 	}
+	v, err := metric(ctx, ops, "go_memstats_heap_alloc_bytes")
+	return int64(v), err
+}
+
+func metric(ctx context.Context, ops, name string) (float64, error) {
 	text, err := get(ctx, "http://"+ops+"/metrics")
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.SplitSeq(text, "\n") {
-		if v, ok := strings.CutPrefix(line, "go_memstats_heap_alloc_bytes "); ok {
-			f, err := strconv.ParseFloat(v, 64)
-			return int64(f), err
+		if v, ok := strings.CutPrefix(line, name+" "); ok {
+			return strconv.ParseFloat(v, 64)
 		}
 	}
-	return 0, fmt.Errorf("%s does not tell its heap", ops)
+	return 0, fmt.Errorf("%s has no metric %s", ops, name)
 }
 
 func get(ctx context.Context, url string) (string, error) {
