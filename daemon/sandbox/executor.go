@@ -71,8 +71,11 @@ func (e *Executor) Acquire(ctx context.Context) error {
 	}
 }
 
-// Release gives the executor back, with whatever root it has removed.
+// Release gives the executor back, with whatever root and output it has removed.
 func (e *Executor) Release() {
+	for i := range e.out {
+		e.out[i].discard()
+	}
 	if err := e.discardRoot(); err != nil {
 		e.sb.log.Error("exec root stays behind", "path", e.Root(), "err", err)
 	}
@@ -106,6 +109,7 @@ func (e *Executor) Run(ctx context.Context, c Command) (Exit, error) {
 	if len(frame) > maxFrame {
 		return Exit{}, &CommandError{fmt.Sprintf("arguments and environment of %q are too long: %d bytes", c.Argv[0], len(frame))}
 	}
+	e.out[0].used, e.out[1].used = true, true
 	now, mono := time.Now(), monotonic()
 	if _, err := e.proc.conn.Write(frame); err != nil {
 		return Exit{}, e.giveUp(fmt.Errorf("talk to the runner: %w", err))

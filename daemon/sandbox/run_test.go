@@ -285,6 +285,38 @@ func TestStreamsAreBounded(t *testing.T) {
 	})
 }
 
+func TestStreamsOfKilledActionsAreGone(t *testing.T) {
+	eachMode(t, func(t *testing.T, base int) {
+		r := newRig(t, base, func(o *Options) { o.Limits.MaxBytes = 8 << 20 })
+		said := filepath.Join(r.dir, "work", "x0", "root", "said")
+		const speak = "echo of another; echo of another >&2; "
+		for name, script := range map[string]string{
+			"by its caller":         speak + "> said; sleep 60",
+			"with much to say":      "head -c 100000 /dev/zero; " + speak + "> said; sleep 60",
+			"for using up its disk": speak + "head -c 20000000 /dev/zero > big; sleep 60",
+		} {
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() {
+				for ctx.Err() == nil {
+					if _, err := os.Stat(said); err == nil {
+						cancel()
+					}
+					time.Sleep(time.Millisecond)
+				}
+			}()
+			_, _, err := r.run(ctx, Command{Argv: []string{"/bin/sh", "-c", script}, Env: []string{"PATH=/usr/bin:/bin"}}, nil)
+			cancel()
+			if err == nil {
+				t.Fatalf("%q ended well", script)
+			}
+			_, rem := r.must("echo out; echo err >&2", nil)
+			if out, err := string(rem.Stdout.Data), string(rem.Stderr.Data); out != "out\n" || err != "err\n" {
+				t.Errorf("one was killed %s, the next one wrote %.40q and %.40q", name, out, err)
+			}
+		}
+	})
+}
+
 func TestBudget(t *testing.T) {
 	eachMode(t, func(t *testing.T, base int) {
 		r := newRig(t, base, func(o *Options) { o.Limits.MaxBytes, o.Limits.MaxInodes = 8<<20, 50 })

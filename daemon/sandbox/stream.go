@@ -31,6 +31,7 @@ type Stream struct {
 type stream struct {
 	f    *os.File
 	path string
+	used bool // an action had it, and what it wrote has not been taken
 	cut  bool
 	seq  int
 }
@@ -94,17 +95,24 @@ func (s *stream) take(e *Executor) (Stream, error) {
 		}
 	}
 	size, err := s.size()
-	if err != nil || size == 0 {
+	if err != nil {
 		return Stream{}, err
 	}
+	if size == 0 {
+		s.used = false
+		return Stream{}, nil
+	}
 	out := Stream{Size: size, Truncated: s.cut}
-	s.cut = false
 	if size <= SmallSize {
 		out.Data = make([]byte, size)
 		if _, err := io.ReadFull(io.NewSectionReader(s.f, 0, size), out.Data); err != nil {
 			return Stream{}, fmt.Errorf("read %s: %w", s.path, err)
 		}
-		return out, s.f.Truncate(0)
+		if err := s.f.Truncate(0); err != nil {
+			return Stream{}, err
+		}
+		s.used, s.cut = false, false
+		return out, nil
 	}
 	out.Path = e.sb.trash.next(".out")
 	if err := os.Rename(s.path, out.Path); err != nil {
@@ -123,6 +131,16 @@ func (s *stream) close() {
 	if s.f != nil {
 		s.f.Close()
 		s.f = nil
+	}
+	s.used, s.cut = false, false
+}
+
+// discard gets rid of what an action wrote that nobody took: the next action
+// has a file that no process of this one can write to.
+func (s *stream) discard() {
+	if s.used {
+		_ = os.Remove(s.path)
+		s.close()
 	}
 }
 
