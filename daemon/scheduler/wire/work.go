@@ -150,8 +150,8 @@ type (
 		Slot uint32
 		Seq  uint64
 	}
-	// Bid stands until None, the next Bid or the end of the stream: tasks that
-	// fit the worker wait, the most urgent of this class. Want is how many of
+	// Bid stands until None, Refuse, the next Bid or the end of the stream: tasks
+	// that fit the worker wait, the most urgent of this class. Want is how many of
 	// its slots they could use.
 	Bid struct {
 		queue.Class
@@ -165,8 +165,8 @@ type (
 	// Ack says that Done was taken note of.
 	Ack struct{ Ref }
 	// Own makes the sender the scheduler that the attempt answers to, in place
-	// of From. If it has finished, Done follows; if it answers to somebody else
-	// by now, Disowned.
+	// of From. If it has started or finished, AttemptStarted or Done follows; if
+	// it answers to somebody else by now, Disowned.
 	Own struct {
 		Ref
 		From string

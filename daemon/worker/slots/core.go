@@ -322,7 +322,10 @@ func (c *Core) own(s *sched, m wire.Own) {
 		c.send(s, wire.Disowned{Ref: m.Ref, Owner: r.owner})
 	default:
 		r.owner = s.id
-		if r.state == wire.Finished {
+		switch r.state {
+		case wire.Started: // perhaps since it was listed
+			c.send(s, wire.AttemptStarted{Ref: r.ref, At: r.started})
+		case wire.Finished:
 			c.send(s, r.done)
 		}
 	}

@@ -298,6 +298,18 @@ func TestResults(t *testing.T) {
 		r.end(x, "X")
 		one(t, heard[wire.Done](r, "b"))
 	})
+	t.Run("an heir learns of a start that the former owner was told of", func(t *testing.T) {
+		r := ran(t)
+		r.c.Started(r.now, x)
+		r.take()
+		began := r.now
+		r.up("b", 1)
+		r.pass(time.Second, "a", "b")
+		r.gets("b", wire.Own{Ref: x, From: "a"})
+		if got := one(t, heard[wire.AttemptStarted](r, "b")); got.Ref != x || !got.At.Equal(began) {
+			t.Errorf("got %+v", got)
+		}
+	})
 	t.Run("what never began can be withdrawn, what began cannot", func(t *testing.T) {
 		r := ran(t)
 		r.gets("a", bid(0, 1))
