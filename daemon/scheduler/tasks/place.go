@@ -198,8 +198,7 @@ func (c *Core) claim(now time.Time, w *worker, m wire.Claim) {
 	t := c.best(now, w)
 	c.steal(now, w, t, m.Ahead)
 	if t == nil {
-		w.bid = nil
-		w.pool.unbid[w] = struct{}{}
+		c.unbid(w)
 		c.send(w, wire.None{Claim: m.ID})
 		return
 	}
@@ -290,6 +289,12 @@ func (c *Core) sendBid(now time.Time, w *worker, b wire.Bid) {
 	delete(w.pool.unbid, w)
 	w.bid, w.bidAt = &b, now
 	c.send(w, b)
+}
+
+// unbid notes that no bid stands at the worker.
+func (c *Core) unbid(w *worker) {
+	w.bid = nil
+	w.pool.unbid[w] = struct{}{}
 }
 
 // maxWant bounds a bid's Want, which would otherwise change all the time.

@@ -408,6 +408,19 @@ func TestPlacing(t *testing.T) {
 			t.Errorf("told %+v", got)
 		}
 	})
+	t.Run("a bid that was void before its claim was answered is made again", func(t *testing.T) {
+		r := newRig(t)
+		r.up("w")
+		r.submit(1, req("a"))
+		r.offers("w")
+		r.says("w", wire.Claim{ID: 1})
+		late := r.offer("w") // the worker has given the claim up, and the bid with it
+		r.says("w", wire.Refuse{Ref: late.Ref()})
+		r.pass(100*time.Millisecond, "w")
+		if got := r.told["w"]; len(got) != 1 || got[0].(wire.Bid).Want != 1 {
+			t.Errorf("told %+v", got)
+		}
+	})
 	t.Run("an idle worker gets what waits behind another's executor", func(t *testing.T) {
 		r := newRig(t)
 		r.up("w")

@@ -254,6 +254,8 @@ func (c *Core) FromWorker(now time.Time, id string, session uint64, m wire.FromW
 			c.start(a)
 		}
 	case wire.Refuse:
+		// Of a claim that was answered too late the bid is void, too.
+		c.unbid(w)
 		c.back(now, w, m.Ref)
 	case wire.Withdrawn:
 		c.back(now, w, m.Ref)
