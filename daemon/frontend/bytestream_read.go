@@ -55,16 +55,16 @@ func (s byteStream) readSmall(ctx context.Context, d digest.Digest, off, n int64
 	if err != nil {
 		return err
 	}
-	defer release()
 	r := s.store.GetBatch(ctx, []digest.Digest{d})[0]
-	if r.Err != nil {
-		return fmt.Errorf("read %s: %w", d, r.Err)
-	}
-	if n == 0 {
+	if r.Err != nil || n == 0 {
+		release()
+		if r.Err != nil {
+			return fmt.Errorf("read %s: %w", d, r.Err)
+		}
 		return nil
 	}
 	s.metrics.bytesOut.Add(float64(n))
-	return ss.SendMsg(&bspb.ReadResponse{Data: r.Data[off : off+n]})
+	return ss.SendMsg(rpc.Hold(ctx, &bspb.ReadResponse{Data: r.Data[off : off+n]}, release))
 }
 
 func (s byteStream) readStream(ctx context.Context, d digest.Digest, off, n int64, ss grpc.ServerStream) error {
@@ -72,7 +72,11 @@ func (s byteStream) readStream(ctx context.Context, d digest.Digest, off, n int6
 	if err != nil {
 		return err
 	}
-	defer release()
+	defer func() {
+		if release != nil {
+			release()
+		}
+	}()
 	r, err := s.store.Get(ctx, d, off)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", d, err)
@@ -88,10 +92,13 @@ func (s byteStream) readStream(ctx context.Context, d digest.Digest, off, n int6
 			}
 			return fmt.Errorf("read %s: %w", d, err)
 		}
-		if err := ss.SendMsg(msg); err != nil {
+		var m any = msg
+		if n -= int64(k); n == 0 {
+			m, release = rpc.Hold(ctx, msg, release), nil // what was sent before has left by then
+		}
+		if err := ss.SendMsg(m); err != nil {
 			return err
 		}
-		n -= int64(k)
 		s.metrics.bytesOut.Add(float64(k))
 	}
 	return nil

@@ -320,7 +320,7 @@ func TestStreamsWaitForTheBudget(t *testing.T) {
 		_, err = s.Recv()
 	}
 	wantCode(t, err, codes.DeadlineExceeded)
-	w.budget.Release(budget)
+	w.budget.Release(t.Context(), budget)
 	if got, _, err := read(t, w, &bspb.ReadRequest{ResourceName: "blobs/" + d.String()}); err != nil || !bytes.Equal(got, data) {
 		t.Fatal(len(got), err)
 	}

@@ -185,7 +185,7 @@ func (s cas) BatchReadBlobs(ctx context.Context, req *repb.BatchReadBlobsRequest
 	if err != nil {
 		return nil, err
 	}
-	defer release()
+	keepUntilSent(ctx, release)
 	resp := &repb.BatchReadBlobsResponse{Responses: make([]*repb.BatchReadBlobsResponse_Response, len(ds))}
 	size := 0
 	for i, d := range ds {

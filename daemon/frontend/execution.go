@@ -60,15 +60,17 @@ func (s execution) Execute(req *repb.ExecuteRequest, stream grpc.ServerStreaming
 	// The cache is asked while the action is read: what is executed is mostly
 	// new, and each takes a question to another node.
 	var hit *repb.ActionResult
+	k := &kept{}
 	var wg sync.WaitGroup
 	if !req.SkipCacheLookup {
-		wg.Go(func() { hit = s.cached(ctx, actioncache.Key{Instance: req.InstanceName, Action: action}, *h) })
+		wg.Go(func() { hit = s.cached(k.in(ctx), actioncache.Key{Instance: req.InstanceName, Action: action}, *h) })
 	}
 	r, err := s.request(ctx, dec, action)
 	wg.Wait()
 	if hit != nil {
-		return stream.Send(cachedOperation(action, hit))
+		return stream.SendMsg(k.around(ctx, cachedOperation(action, hit)))
 	}
+	k.drop()
 	if err != nil {
 		return err
 	}
@@ -76,8 +78,14 @@ func (s execution) Execute(req *repb.ExecuteRequest, stream grpc.ServerStreaming
 	r.Priority = req.ExecutionPolicy.GetPriority()
 	r.Metadata, r.Invocation = requestMetadata(ctx)
 	return s.executor.Execute(ctx, r, func(u Update) error {
-		return stream.Send(s.operation(ctx, u, h))
+		return s.tell(stream, u, h)
 	})
+}
+
+// tell sends how an operation stands.
+func (s execution) tell(stream grpc.ServerStream, u Update, h *hints) error {
+	ctx, k := stream.Context(), &kept{}
+	return stream.SendMsg(k.around(ctx, s.operation(k.in(ctx), u, h)))
 }
 
 // cached is the action's result if the cache has it and can tell so in time; an
@@ -105,7 +113,7 @@ func (s execution) WaitExecution(req *repb.WaitExecutionRequest, stream grpc.Ser
 		return invalid("name", "is not set")
 	}
 	return s.executor.Wait(ctx, req.Name, func(u Update) error {
-		return stream.Send(s.operation(ctx, u, nil))
+		return s.tell(stream, u, nil)
 	})
 }
 

@@ -136,5 +136,5 @@ func (f *Frontend) hold(ctx context.Context, n int64) (release func(), err error
 	if err := f.budget.Acquire(ctx, n); err != nil {
 		return nil, err
 	}
-	return func() { f.budget.Release(n) }, nil
+	return func() { f.budget.Release(ctx, n) }, nil
 }

@@ -70,7 +70,7 @@ func (f *Frontend) inline(ctx context.Context, fn digest.Function, r *repb.Actio
 		if err != nil {
 			return left >= 0
 		}
-		defer release()
+		defer keepUntilSent(ctx, release)
 		for i, res := range f.readAll(ctx, ds) {
 			if res.Err == nil {
 				*into[i] = res.Data

@@ -18,11 +18,52 @@ import (
 var errPanic = errors.New("internal error")
 
 func (f *Frontend) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	k := &kept{}
 	err = f.observe(ctx, info.FullMethod, func() (err error) {
-		resp, err = next(ctx, req)
+		resp, err = next(k.in(ctx), req)
 		return err
 	})
-	return resp, err
+	if err != nil {
+		k.drop()
+		return nil, err
+	}
+	return k.around(ctx, resp), nil
+}
+
+// kept is what an answer takes of the budget until it has left.
+type kept struct{ release func() }
+
+type keptKey struct{}
+
+func (k *kept) in(ctx context.Context) context.Context { return context.WithValue(ctx, keptKey{}, k) }
+
+func (k *kept) drop() {
+	if k.release != nil {
+		k.release()
+	}
+}
+
+// around is the answer, to be sent in reply to the call of ctx.
+func (k *kept) around(ctx context.Context, answer any) any {
+	if k.release == nil {
+		return answer
+	}
+	return rpc.Hold(ctx, answer, k.release)
+}
+
+// keepUntilSent has release called when the answer that is being made in ctx
+// has left.
+func keepUntilSent(ctx context.Context, release func()) {
+	k, ok := ctx.Value(keptKey{}).(*kept)
+	if !ok {
+		release()
+		return
+	}
+	if before := k.release; before != nil {
+		k.release = func() { before(); release() }
+		return
+	}
+	k.release = release
 }
 
 func (f *Frontend) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {

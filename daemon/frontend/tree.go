@@ -14,6 +14,7 @@ import (
 
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
+	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
 )
 
 const (
@@ -111,7 +112,11 @@ func (s cas) GetTree(req *repb.GetTreeRequest, stream grpc.ServerStreamingServer
 	if err != nil {
 		return err
 	}
-	defer release()
+	defer func() {
+		if release != nil {
+			release()
+		}
+	}()
 
 	p := pager{root: root, limit: int(req.PageSize), send: stream.Send}
 	err = s.walk(ctx, root, func(i int, d digest.Digest, dir *repb.Directory) error {
@@ -125,6 +130,11 @@ func (s cas) GetTree(req *repb.GetTreeRequest, stream grpc.ServerStreamingServer
 	})
 	if err != nil {
 		return err
+	}
+	p.send = func(page *repb.GetTreeResponse) error {
+		last := rpc.Hold(ctx, page, release)
+		release = nil
+		return stream.SendMsg(last)
 	}
 	return p.flush("")
 }

@@ -19,11 +19,13 @@ var plain = encoding.GetCodecV2("proto")
 // Name is the content subtype.
 func (Codec) Name() string { return plain.Name() }
 
-// Marshal encodes a *Bulk or a protobuf message.
-func (Codec) Marshal(v any) (mem.BufferSlice, error) {
+// Marshal encodes a *Bulk, a protobuf message, or what Hold made of either.
+func (c Codec) Marshal(v any) (mem.BufferSlice, error) {
 	switch m := v.(type) {
 	case *Bulk:
 		return m.marshal()
+	case *holding:
+		return m.marshal(c)
 	case proto.Message:
 		return marshal(m)
 	}

@@ -271,7 +271,7 @@ func (a *answering) answer(j job) {
 	a.out.signal() // the last one to finish wakes a closing stream
 }
 
-func (a *answering) release(c *pb.Call) { a.mux.budget.Release(int64(len(c.Body))) }
+func (a *answering) release(c *pb.Call) { a.mux.budget.Release(a.ctx, int64(len(c.Body))) }
 
 func (a *answering) handle(j job) (msg proto.Message, err error) {
 	h := a.mux.handlers[j.call.Method]

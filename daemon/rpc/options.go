@@ -33,7 +33,8 @@ const dialTimeout = 3 * time.Second
 
 // PublicServerOptions are the options of a server that clients reach.
 func PublicServerOptions() []grpc.ServerOption {
-	return append(serverOptions(), grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxPublicSend))
+	return append(serverOptions(), grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxPublicSend),
+		grpc.StatsHandler(connections{}))
 }
 
 // ClusterServerOptions are the options of a server that only nodes reach.

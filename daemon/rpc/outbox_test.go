@@ -72,16 +72,16 @@ func TestBudgetIsFair(t *testing.T) {
 		go func() {
 			b.Acquire(t.Context(), 100) // all of it
 			order <- "large"
-			b.Release(100)
+			b.Release(t.Context(), 100)
 		}()
 		synctest.Wait()
 		go func() {
 			b.Acquire(t.Context(), 1)
 			order <- "small"
-			b.Release(1)
+			b.Release(t.Context(), 1)
 		}()
 		synctest.Wait()
-		b.Release(6)
+		b.Release(t.Context(), 6)
 		if first := <-order; first != "large" {
 			t.Errorf("%s was served first", first)
 		}

@@ -202,7 +202,7 @@ func (g *getting) call(ctx context.Context, addr string, of []int32) {
 		g.leave(of)
 		return
 	}
-	defer g.s.budget.Release(cost)
+	defer g.s.budget.Release(ctx, cost)
 	rs, err := g.s.getFrom(ctx, addr, ds)
 	if err != nil {
 		g.mu.Lock()

@@ -200,7 +200,7 @@ func (r *reader) Close() error {
 		return nil
 	}
 	r.closed = true
-	r.s.budget.Release(streamCost)
+	r.s.budget.Release(r.ctx, streamCost)
 	if r.src == nil {
 		return nil
 	}

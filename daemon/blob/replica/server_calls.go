@@ -48,7 +48,7 @@ func (s *Server) get(ctx context.Context, _ string, req *pb.GetRequest) (*pb.Get
 	if err := s.reads.Acquire(ctx, cost); err != nil {
 		return nil, err
 	}
-	defer s.reads.Release(cost)
+	defer s.reads.Release(ctx, cost)
 	resp := &pb.GetResponse{Blobs: make([]*pb.GetResponse_Blob, len(ds)), View: s.viewID()}
 	for i, r := range s.local.GetBatch(ctx, ds) {
 		resp.Blobs[i] = &pb.GetResponse_Blob{Data: r.Data, Status: toBlobStatus(r.Err)}
@@ -113,7 +113,7 @@ func (s *Server) pullOne(ctx context.Context, d digest.Digest, req *pb.PullReque
 	if err := s.pulls.Acquire(ctx, streamCost); err != nil {
 		return outcome{err: err}
 	}
-	defer s.pulls.Release(streamCost)
+	defer s.pulls.Release(ctx, streamCost)
 	return s.store.pullHere(ctx, d, req.From, req.Skipped)
 }
 

@@ -40,7 +40,7 @@ func (s *Server) Read(req *pb.ReadRequest, to grpc.ServerStreamingServer[pb.Chun
 		if err == nil {
 			err = send(to, read)
 		}
-		s.reads.Release(readAhead)
+		s.reads.Release(ctx, readAhead)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -201,7 +201,7 @@ func (in *incoming) take(frame *rpc.Bulk) error {
 	if err := in.s.writes.Acquire(in.stream.Context(), size); err != nil {
 		return err
 	}
-	defer in.s.writes.Release(size)
+	defer in.s.writes.Release(in.stream.Context(), size)
 	defer clear(in.parts)
 	in.parts = in.parts[:0]
 	for _, buf := range frame.Data {

@@ -106,7 +106,7 @@ func (w *writer) write(data mem.BufferSlice) error {
 	if err := w.s.budget.Acquire(w.ctx, n); err != nil {
 		return err
 	}
-	defer w.s.budget.Release(n)
+	defer w.s.budget.Release(w.ctx, n)
 	if w.offset+n > w.b.d.Size() {
 		return fmt.Errorf("store %s: more than its size: %w", w.b.d, blob.ErrMismatch)
 	}

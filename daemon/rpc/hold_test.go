@@ -1,0 +1,147 @@
+package rpc
+
+import (
+	"context"
+	"net"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// A large answer counts until the client has taken it, or is gone.
+func TestHeldUntilSent(t *testing.T) {
+	const size = 1 << 20 // far more than flow control lets go unread
+	for _, c := range []struct {
+		name string
+		then func(t *testing.T, s grpc.ClientStream, cancel func(), conn *grpc.ClientConn)
+	}{
+		{"read", func(t *testing.T, s grpc.ClientStream, _ func(), _ *grpc.ClientConn) {
+			var got wrapperspb.BytesValue
+			if err := s.RecvMsg(&got); err != nil || len(got.Value) != size {
+				t.Errorf("%d bytes, %v", len(got.Value), err)
+			}
+		}},
+		{"cancelled", func(_ *testing.T, _ grpc.ClientStream, cancel func(), _ *grpc.ClientConn) { cancel() }},
+		{"disconnected", func(_ *testing.T, _ grpc.ClientStream, _ func(), conn *grpc.ClientConn) { conn.Close() }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var released atomic.Int32
+			returned := make(chan struct{}, 1)
+			s := grpc.NewServer(append(PublicServerOptions(), grpc.UnknownServiceHandler(func(_ any, ss grpc.ServerStream) error {
+				defer func() { returned <- struct{}{} }()
+				return ss.SendMsg(Hold(ss.Context(), wrapperspb.Bytes(make([]byte, size)), func() { released.Add(1) }))
+			}))...)
+			lis, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			go s.Serve(lis)
+			defer s.Stop()
+			conn, err := grpc.NewClient("passthrough:///"+lis.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/any/Method")
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-returned
+			time.Sleep(20 * time.Millisecond)
+			if released.Load() != 0 {
+				t.Fatal("released while the client has read nothing")
+			}
+			c.then(t, stream, cancel, conn)
+			for i := 0; released.Load() == 0 && i < 5000; i++ {
+				time.Sleep(time.Millisecond)
+			}
+			if n := released.Load(); n != 1 {
+				t.Errorf("released %d times", n)
+			}
+		})
+	}
+}
+
+func TestHoldOnAConnectionThatEnded(t *testing.T) {
+	var calls connections
+	ctx := calls.TagConn(t.Context(), nil)
+	connOf(ctx).end()
+	released := 0
+	Hold(ctx, &wrapperspb.BytesValue{}, func() { released++ })
+	if released != 1 {
+		t.Errorf("released %d times", released)
+	}
+}
+
+// One connection gets a quarter, whatever it asks for, and others go on.
+func TestBudgetIsSharedByConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var tag connections
+		greedy, modest := tag.TagConn(t.Context(), nil), tag.TagConn(t.Context(), nil)
+		b := NewBudget(100)
+		var got atomic.Int32
+		for range 10 {
+			go func() {
+				if b.Acquire(greedy, 10) == nil {
+					got.Add(1)
+				}
+			}()
+		}
+		synctest.Wait()
+		if n := got.Load(); n != 2 {
+			t.Fatalf("one connection got %d tens of a hundred", n)
+		}
+		if err := b.Acquire(modest, 25); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Acquire(t.Context(), 55); err != nil { // the node's own work has no limit
+			t.Fatal(err)
+		}
+		b.Release(greedy, 10)
+		synctest.Wait()
+		if n := got.Load(); n != 3 {
+			t.Fatalf("after a release it had got %d", n)
+		}
+		b.Release(modest, 25)
+		b.Release(t.Context(), 55)
+		for range 10 {
+			synctest.Wait()
+			b.Release(greedy, 10)
+			if got.Load() == 10 {
+				break
+			}
+		}
+		b.Release(greedy, 10)
+		if b.free != 100 || len(b.lines) > 0 || len(b.turns) > 0 {
+			t.Errorf("%d free, %d lines, %d turns", b.free, len(b.lines), len(b.turns))
+		}
+	})
+}
+
+// A connection may hold more than its share when it holds nothing else.
+func TestBudgetGrantsLargeDemands(t *testing.T) {
+	var tag connections
+	ctx := tag.TagConn(t.Context(), nil)
+	b := NewBudget(100)
+	for _, n := range []int64{60, 1000} {
+		if err := b.Acquire(ctx, n); err != nil {
+			t.Fatal(err)
+		}
+		short, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+		if b.Acquire(short, 1) == nil {
+			t.Errorf("more was granted beside %d", n)
+		}
+		cancel()
+		b.Release(ctx, n)
+	}
+	if b.free != 100 || len(b.lines) > 0 || len(b.turns) > 0 {
+		t.Errorf("%d free, %d lines, %d turns", b.free, len(b.lines), len(b.turns))
+	}
+}
