@@ -115,6 +115,11 @@ func (e *Executor) Run(ctx context.Context, c Command) (Exit, error) {
 		return Exit{}, e.giveUp(fmt.Errorf("talk to the runner: %w", err))
 	}
 	res, err := e.await(ctx)
+	if e.proc == nil {
+		// The action's processes have outlived its runner: the next one kills
+		// them before it is ready. That it is not is said where it is given up.
+		_ = e.ready(context.WithoutCancel(ctx))
+	}
 	if err != nil {
 		return Exit{}, err
 	}

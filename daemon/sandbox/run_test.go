@@ -240,16 +240,16 @@ func TestRunnerDies(t *testing.T) {
 		if _, ok := errors.AsType[*CommandError](err); ok {
 			t.Errorf("it was blamed on the command: %v", err)
 		}
+		for _, p := range processes() {
+			if l, _ := os.Readlink("/proc/" + strconv.Itoa(p.pid) + "/cwd"); strings.HasPrefix(l, r.dir) && !p.zombie {
+				t.Errorf("process %d survives in %s", p.pid, l)
+			}
+		}
 		if out, _ := r.must("echo next", nil); out != "next\n" {
 			t.Errorf("the next action wrote %q", out)
 		}
 		if e.proc.cmd.Process.Pid == pid {
 			t.Error("no new runner")
-		}
-		for _, p := range processes() {
-			if l, _ := os.Readlink("/proc/" + strconv.Itoa(p.pid) + "/cwd"); strings.HasPrefix(l, r.dir) && !p.zombie {
-				t.Errorf("process %d survives in %s", p.pid, l)
-			}
 		}
 	})
 }
