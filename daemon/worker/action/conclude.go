@@ -128,11 +128,16 @@ func (r *run) metadata() *repb.ExecutedActionMetadata {
 	}
 }
 
+// maxResult keeps a response within what a scheduler receives in one message,
+// 16 MiB, whatever the action calls its outputs. Clients are sent 4 MiB.
+const maxResult = 12 << 20
+
 // results gathers outputs and streams into an ActionResult.
 func (r *run) results(ctx context.Context, remains *sandbox.Remains, u *uploads) (*repb.ActionResult, error) {
 	fn := r.t.Action.Function()
 	res := &repb.ActionResult{ExitCode: int32(r.exit.Code)}
 	g := remains.Gather(fn, u)
+	var size int
 	for _, w := range r.p.command.outputs {
 		o, err := g.Path(ctx, w.at)
 		if err == nil {
@@ -140,6 +145,9 @@ func (r *run) results(ctx context.Context, remains *sandbox.Remains, u *uploads)
 		}
 		if err != nil {
 			return nil, err
+		}
+		if size += w.size(&o, fn); size > maxResult {
+			return nil, &userError{codes.FailedPrecondition, "the action's result is larger than a message can be; it has too many outputs"}
 		}
 	}
 

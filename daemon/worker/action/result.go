@@ -54,6 +54,18 @@ func (c *command) place(ctx context.Context, res *repb.ActionResult, w output, o
 	return nil
 }
 
+// size bounds what place adds to the result.
+func (w output) size(o *sandbox.Output, fn digest.Function) int {
+	const fields = 100 // properties, and what goes round everything
+	switch o.Kind {
+	case sandbox.Missing:
+		return 0
+	case sandbox.SymbolicLink:
+		return 2 * (len(w.path) + len(o.Target) + fields) // it is listed twice
+	}
+	return len(w.path) + 2*(2*fn.HashSize()) + fields // a directory may have two digests
+}
+
 // properties are what the client asked for of a node's.
 func (c *command) properties(o *sandbox.Output) *repb.NodeProperties {
 	if !c.mtime && !c.mode {

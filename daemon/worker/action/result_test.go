@@ -172,6 +172,21 @@ func TestAnOutputMayBeNamedTwice(t *testing.T) {
 	}
 }
 
+func TestResultsFitIntoMessages(t *testing.T) {
+	r := newRig(t, nil)
+	c := script("ln -s " + strings.Repeat("x", 4000) + " l; echo why")
+	for range 3000 {
+		c.OutputPaths = append(c.OutputPaths, "l")
+	}
+	resp := r.run(r.task(c, nil, nil))
+	if got := codes.Code(resp.GetStatus().GetCode()); got != codes.FailedPrecondition {
+		t.Errorf("%v: %s, in a response of %d bytes", got, resp.GetStatus().GetMessage(), proto.Size(resp))
+	}
+	if got := string(resp.GetResult().GetStdoutRaw()); got != "why\n" {
+		t.Errorf("stdout %q", got)
+	}
+}
+
 func TestDirectoriesAreForgotten(t *testing.T) {
 	c := newDirectories(10000)
 	for i := range 100 {
