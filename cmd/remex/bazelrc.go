@@ -21,11 +21,15 @@ to Bazel from 4.2 on. Nothing is asked of the cluster.`,
 	t := targetFlags(cmd)
 	jobs := cmd.Flags().Int("jobs", 64, "actions that Bazel has under way at a time; about twice the cluster's executors")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if _, err := reapi.Address(*t.cluster); err != nil {
+		addr, err := reapi.Address(*t.cluster)
+		if err != nil {
 			return usageError{err}
 		}
+		if *jobs < 1 {
+			return usageError{fmt.Errorf("--jobs %d: Bazel needs at least one", *jobs)}
+		}
 		out := cmd.OutOrStdout()
-		fmt.Fprintf(out, bazelrc, *t.cluster, *jobs)
+		fmt.Fprintf(out, bazelrc, "grpc://"+addr, *jobs)
 		if *t.instance != "" {
 			fmt.Fprintf(out, "\n# The instance: its action cache is apart from those of others.\nbuild:remex --remote_instance_name=%s\n", *t.instance)
 		}

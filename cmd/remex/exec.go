@@ -49,7 +49,12 @@ it could not be run or an output is missing, 130 when it was interrupted here.`,
   remex exec --input main.c --output main -- /usr/bin/gcc -o main main.c
   remex exec --input src --input ../data=data --env LANG=C --timeout 5m -- src/test.sh
   remex exec --platform OSFamily=Linux --no-cache -- sleep 5`,
-		Args: args(cobra.MinimumNArgs(1)),
+		Args: args(func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("there is no command to run: remex exec [flags] -- COMMAND [ARG...]")
+			}
+			return nil
+		}),
 	}
 	x := &execFlags{target: targetFlags(cmd)}
 	f := cmd.Flags()

@@ -125,6 +125,11 @@ func TestWrongUsageIsExplained(t *testing.T) {
 		{[]string{"dev", "--disk-size", "x"}, "is no size"},
 		{[]string{"cas", "get", "abc"}, "is no digest"},
 		{[]string{"cas", "put"}, "requires at least 1 arg"},
+		{[]string{"cas", "put", "--cluster", "http://x:1", "/dev/null"}, "addresses begin with grpc://"},
+		{[]string{"exec"}, "there is no command to run"},
+		{[]string{"exec", "--cluster", "http://x:1", "--", "true"}, "addresses begin with grpc://"},
+		{[]string{"bazelrc", "--jobs", "0"}, "at least one"},
+		{[]string{"bazelrc", "--cluster", "host"}, "write the address as grpc://host:port"},
 		{[]string{"exec", "--input", "../x", "--", "true"}, "--input ../x=x"},
 		{[]string{"exec", "--env", "x", "--", "true"}, "write NAME=VALUE"},
 		{[]string{"exec", "--output", "/x", "--", "true"}, "below the input root"},
@@ -139,6 +144,13 @@ func TestClusterThatIsNotThereIsNamed(t *testing.T) {
 		remex(t, append(args, "--cluster", "grpc://127.0.0.1:1")...).want(t, exitFailure, "grpc://127.0.0.1:1 cannot be reached", "remex dev")
 	}
 	remex(t, "exec", "--cluster", "grpc://127.0.0.1:1", "--", "true").want(t, exitNotRun, "cannot be reached")
+}
+
+func TestBazelrcNeedsNoScheme(t *testing.T) {
+	remex(t, "bazelrc", "--cluster", "build.example:8980").want(t, 0)
+	if o := remex(t, "bazelrc", "--cluster", "build.example:8980"); !strings.Contains(o.stdout, "--remote_executor=grpc://build.example:8980\n") {
+		t.Errorf("no usable address in:\n%s", o.stdout)
+	}
 }
 
 func TestBazelrcHasTheCluster(t *testing.T) {

@@ -130,6 +130,9 @@ func targetFlags(cmd *cobra.Command) target {
 }
 
 func (t target) dial(ctx context.Context) (*reapi.Client, error) {
+	if _, err := reapi.Address(*t.cluster); err != nil {
+		return nil, usageError{err}
+	}
 	return reapi.Dial(ctx, reapi.Options{Target: *t.cluster, Instance: *t.instance, Version: version})
 }
 
