@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/actioncache"
@@ -31,8 +33,11 @@ func (s actionCache) GetActionResult(ctx context.Context, req *repb.GetActionRes
 	}
 	h := hints{stdout: req.InlineStdout, stderr: req.InlineStderr, files: req.InlineOutputFiles}
 	r, err := s.lookup(ctx, actioncache.Key{Instance: req.InstanceName, Action: action}, h)
+	if blob.IsNotFound(err) {
+		return nil, status.Errorf(codes.NotFound, "no result of action %s is known", action)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("result of action %s: %w", action, err)
+		return nil, fmt.Errorf("look for the result of action %s: %w", action, err)
 	}
 	return r, nil
 }

@@ -3,7 +3,6 @@ package frontend
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 
 	bspb "google.golang.org/genproto/googleapis/bytestream"
@@ -58,10 +57,7 @@ func (s byteStream) readSmall(ctx context.Context, d digest.Digest, off, n int64
 	r := s.store.GetBatch(ctx, []digest.Digest{d})[0]
 	if r.Err != nil || n == 0 {
 		release()
-		if r.Err != nil {
-			return fmt.Errorf("read %s: %w", d, r.Err)
-		}
-		return nil
+		return r.Err
 	}
 	s.metrics.bytesOut.Add(float64(n))
 	return ss.SendMsg(rpc.Hold(ctx, &bspb.ReadResponse{Data: r.Data[off : off+n]}, release))
@@ -79,7 +75,7 @@ func (s byteStream) readStream(ctx context.Context, d digest.Digest, off, n int6
 	}()
 	r, err := s.store.Get(ctx, d, off)
 	if err != nil {
-		return fmt.Errorf("read %s: %w", d, err)
+		return err
 	}
 	defer r.Close()
 	msg := &rpc.Bulk{Field: readData}
@@ -90,7 +86,7 @@ func (s byteStream) readStream(ctx context.Context, d digest.Digest, off, n int6
 			if errors.Is(err, io.EOF) {
 				return status.Errorf(codes.Unavailable, "read %s: it ended %d bytes early", d, n)
 			}
-			return fmt.Errorf("read %s: %w", d, err)
+			return err
 		}
 		var m any = msg
 		if n -= int64(k); n == 0 {
