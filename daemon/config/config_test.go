@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -175,6 +176,42 @@ func TestBadSettingsAreRefusedWithTheirPlace(t *testing.T) {
 				t.Errorf("got error %v, want one with %q", err, tt.want)
 			}
 		})
+	}
+}
+
+func TestEmptyPools(t *testing.T) {
+	host := hostProperties(runtime.GOARCH)
+	for _, tt := range []struct {
+		text string
+		want map[string][]string // nil: refused
+	}{
+		{"gpu", host},
+		{"gpu:gpu=a100;gpu=h100;OSFamily=Linux", map[string][]string{"gpu": {"a100", "h100"}, "OSFamily": {"Linux"}}},
+		{"", nil},
+		{"a b", nil},
+		{"gpu:", nil},
+		{"gpu:a100", nil},
+	} {
+		name, props, err := ParsePool(tt.text)
+		if tt.want == nil {
+			if err == nil {
+				t.Errorf("%q is read as %q, %v", tt.text, name, props)
+			}
+			c := DefaultScheduler()
+			c.EmptyPools = []string{tt.text}
+			if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "empty-pools: ") {
+				t.Errorf("%q is valid: %v", tt.text, err)
+			}
+			continue
+		}
+		if err != nil || name != "gpu" || !cmp.Equal(props, tt.want) {
+			t.Errorf("%q is read as %q, %v, %v", tt.text, name, props, err)
+		}
+	}
+	c := DefaultScheduler()
+	c.RequestProperties, c.ResourceProperties = []string{"x", "y"}, []string{"y"}
+	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "resource-properties, request-properties: ") {
+		t.Errorf("a property that is two things is valid: %v", err)
 	}
 }
 

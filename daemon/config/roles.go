@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -28,6 +30,33 @@ type Scheduler struct {
 	// MaxTimeout is the longest timeout that an action may ask for, and
 	// that of an action which asks for none.
 	MaxTimeout time.Duration
+
+	// RequestProperties are further platform properties that tell a worker how
+	// to run an action and exclude none.
+	RequestProperties []string
+	// ResourceProperties are further platform properties that are numbers, of
+	// which a worker has to have at least so much.
+	ResourceProperties []string
+	// EmptyPools are pools that may have no worker yet: actions for them wait
+	// instead of being refused. ParsePool reads one.
+	EmptyPools []string
+}
+
+// ParsePool takes apart "NAME" or "NAME:PROPERTY=VALUE;PROPERTY=VALUE". A pool
+// without properties has those of this machine.
+func ParsePool(s string) (name string, props map[string][]string, err error) {
+	name, rest, ok := strings.Cut(s, ":")
+	if !nodeName.MatchString(name) {
+		return "", nil, fmt.Errorf("%q is no name for a pool: use up to 63 letters, digits, dots, dashes", name)
+	}
+	if !ok {
+		return name, hostProperties(runtime.GOARCH), nil
+	}
+	set := properties("", &props, "")
+	if err := set.set(strings.Split(rest, ";")); err != nil {
+		return "", nil, err
+	}
+	return name, props, nil
 }
 
 // DefaultScheduler is a scheduler without any settings.
@@ -49,6 +78,9 @@ func (c *Scheduler) settings() []setting {
 		number("action-cache-replicas", &c.ActionCacheReplicas, "on how many schedulers each action-cache entry is"),
 		number("max-queue", &c.MaxQueue, "Execute calls that may wait; more are refused. Raise it for very large builds"),
 		duration("max-timeout", &c.MaxTimeout, "longest timeout of an action, and that of actions which name none"),
+		list("request-properties", &c.RequestProperties, "further platform properties that exclude no worker; NAME* stands for all that begin so"),
+		list("resource-properties", &c.ResourceProperties, "further platform properties of which a worker must have at least so much, beside cores, memory and min-*"),
+		list("empty-pools", &c.EmptyPools, "pools that may have no worker yet, as NAME or NAME:PROPERTY=VALUE;...: actions for them wait"),
 	)
 }
 
@@ -60,6 +92,13 @@ func (c *Scheduler) check() problems {
 	ps.add(c.ActionCacheReplicas < 1 || c.ActionCacheReplicas > 9, fmt.Sprintf("%d is not between 1 and 9", c.ActionCacheReplicas), "action-cache-replicas")
 	ps.add(c.MaxQueue < 1, fmt.Sprintf("%d is less than 1", c.MaxQueue), "max-queue")
 	ps.add(c.MaxTimeout < time.Second, fmt.Sprintf("%s is less than 1s", c.MaxTimeout), "max-timeout")
+	for _, p := range c.ResourceProperties {
+		ps.add(slices.Contains(c.RequestProperties, p), fmt.Sprintf("%q cannot be both", p), "resource-properties", "request-properties")
+	}
+	for _, p := range c.EmptyPools {
+		_, _, err := ParsePool(p)
+		ps.add(err != nil, fmt.Sprint(err), "empty-pools")
+	}
 	return ps
 }
 

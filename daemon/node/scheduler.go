@@ -17,7 +17,18 @@ import (
 	pb "github.com/remex-build/terraform-provider-remex/daemon/proto"
 	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
 	"github.com/remex-build/terraform-provider-remex/daemon/scheduler"
+	"github.com/remex-build/terraform-provider-remex/daemon/scheduler/match"
 )
+
+// emptyPools are those that c declares. It has been validated.
+func emptyPools(c config.Scheduler) (pools []*match.Profile) {
+	for _, p := range c.EmptyPools {
+		if name, props, err := config.ParsePool(p); err == nil {
+			pools = append(pools, match.NewProfile(name, props))
+		}
+	}
+	return pools
+}
 
 // RunScheduler runs a scheduler until ctx ends. It keeps nothing on disk.
 func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *slog.Logger) error {
@@ -46,6 +57,7 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 	cache.Register(b.mux)
 	tasks := scheduler.New(scheduler.Options{
 		Self: b.members.Self(), Members: b.members, Peers: b.peers, MaxQueued: c.MaxQueue,
+		Requests: c.RequestProperties, Resources: c.ResourceProperties, EmptyPools: emptyPools(c),
 		Log: log, Registerer: reg,
 	})
 	tasks.Register(b.server)

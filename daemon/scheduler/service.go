@@ -85,8 +85,11 @@ type Options struct {
 	// MaxQueued is how many actions may wait here; 0 means 50,000. Raise it
 	// for builds that are wider than that: each takes 2 KiB and its own bytes.
 	MaxQueued int
-	// Requests are further platform properties that exclude no worker.
-	Requests   []string
+	// Requests are further platform properties that exclude no worker, and
+	// Resources those of which it must have at least so much.
+	Requests, Resources []string
+	// EmptyPools are pools that may have no worker.
+	EmptyPools []*match.Profile
 	Log        *slog.Logger
 	Registerer prometheus.Registerer // may be nil
 }
@@ -133,13 +136,14 @@ func (s *stream[T]) put(v T) {
 func New(o Options) *Service {
 	rules := match.DefaultRules()
 	rules.Requests = append(rules.Requests, o.Requests...)
+	rules.Resources = append(rules.Resources, o.Resources...)
 	if o.MaxQueued == 0 {
 		o.MaxQueued = defaultQueued
 	}
 	s := &Service{
 		o: o, log: o.Log.With("part", "scheduler"), stopped: make(chan struct{}),
 		core: home.New(time.Now(), tasks.Config{
-			Self: o.Self.ID, Rules: rules, MaxQueued: o.MaxQueued, FinishedBytes: defaultFinished,
+			Self: o.Self.ID, Rules: rules, MaxQueued: o.MaxQueued, FinishedBytes: defaultFinished, Declared: o.EmptyPools,
 		}),
 		calls:   make(map[uint64]*mailbox),
 		workers: make(map[uint64]*stream[wire.ToWorker]),

@@ -358,6 +358,18 @@ func TestPlatforms(t *testing.T) {
 		r.pass(2 * time.Minute)
 		r.wantCode(1, codes.FailedPrecondition, "gpu=yes")
 	})
+	t.Run("a pool that may be empty counts as there", func(t *testing.T) {
+		r := newRig(t)
+		pool := match.NewProfile("g", map[string][]string{"gpu": {"yes"}})
+		r.c = tasks.New(tasks.Config{Self: "s", Rules: match.DefaultRules(), MaxQueued: 100, FinishedBytes: 1 << 20, Declared: []*match.Profile{pool}})
+		r.up("w")
+		r.c.Judge(r.now, true)
+		r.submit(1, gpu())
+		r.pass(time.Hour, "w")
+		if r.heard[1][0].Done {
+			t.Fatal("judged")
+		}
+	})
 	t.Run("without any worker it is unavailable", func(t *testing.T) {
 		r := newRig(t)
 		r.c.Judge(r.now, true)
