@@ -77,7 +77,8 @@ type Core struct {
 	openBy time.Time
 
 	schedulers map[string]bool // in the view, without ourselves
-	workersIn  map[string]bool // in the view
+	workersIn  map[string]bool // in the view, without those that are gone
+	gone       map[string]bool // in the view, though their ports refuse
 
 	peers map[string]*peer
 	nodes []string // the set of homes, sorted
@@ -137,6 +138,7 @@ type stray struct {
 // inheritance is what is not yet known of what a dead scheduler had running.
 type inheritance struct {
 	of       string                 // "" of whoever was here before we began
+	term     uint64                 // its last
 	kept     map[operation.Key]bool // by it, though their home was here
 	pending  map[string]bool
 	deadline time.Time
@@ -151,6 +153,7 @@ func New(now time.Time, cfg tasks.Config) *Core {
 		openBy:     now.Add(openWithin),
 		schedulers: make(map[string]bool),
 		workersIn:  make(map[string]bool),
+		gone:       make(map[string]bool),
 		peers:      make(map[string]*peer),
 		kept:       make(map[operation.Key]string),
 		calls:      make(map[uint64]*call),
@@ -269,8 +272,14 @@ func (c *Core) View(now time.Time, schedulers, workers []string) {
 		}
 	}
 	clear(c.workersIn)
+	gone := c.gone
+	c.gone = make(map[string]bool)
 	for _, id := range workers {
-		c.workersIn[id] = true
+		if gone[id] {
+			c.gone[id] = true
+		} else {
+			c.workersIn[id] = true
+		}
 	}
 	c.tryOpen(now)
 	c.drain(now)

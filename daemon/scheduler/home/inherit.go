@@ -14,7 +14,7 @@ import (
 // inherit fences the dead peer at all workers, and waits for what they have.
 func (c *Core) inherit(now time.Time, p *peer) {
 	in := &inheritance{
-		of: p.id, kept: make(map[operation.Key]bool),
+		of: p.id, term: p.term, kept: make(map[operation.Key]bool),
 		pending: make(map[string]bool), deadline: now.Add(workerLease),
 	}
 	for key, keeper := range c.kept {
@@ -67,6 +67,9 @@ func (c *Core) settle(now time.Time) {
 	for _, k := range slices.SortedFunc(maps.Keys(c.holds), func(a, b *call) int { return cmp.Compare(a.id, b.id) }) {
 		if !c.here(now, k) && !c.inherited(k.key) {
 			c.move(k, "")
+			if k.except != k.from {
+				k.except = "" // it may be the home, and the heir, by now
+			}
 			c.route(now, k)
 		}
 	}
@@ -92,6 +95,10 @@ func (c *Core) known(now time.Time, in *inheritance) bool {
 // from 1 and never used again.
 func (c *Core) WorkerUp(now time.Time, session uint64, h wire.WorkerHello) {
 	c.workers[h.ID] = &worker{session: session, heard: now}
+	if c.gone[h.ID] {
+		delete(c.gone, h.ID)
+		c.workersIn[h.ID] = true
+	}
 	if h.Executors > 0 { // one that only stores says no more than that it is there
 		c.tasks.WorkerUp(now, session, h)
 	}
@@ -122,6 +129,10 @@ func (c *Core) WorkerGone(now time.Time, id string) {
 		delete(in.pending, id)
 	}
 	delete(c.workers, id)
+	if c.workersIn[id] {
+		delete(c.workersIn, id)
+		c.gone[id] = true
+	}
 	c.tasks.WorkerGone(now, id)
 	c.settle(now)
 	c.drain(now)
@@ -154,7 +165,7 @@ func (c *Core) FromWorker(now time.Time, id string, session uint64, m wire.FromW
 	case wire.Inventory:
 		c.strayed(now, id, m.Attempts)
 		for _, in := range c.inherits {
-			if in.of == m.Of {
+			if in.of == m.Of && in.term <= m.Term {
 				delete(in.pending, id)
 			}
 		}
