@@ -12,8 +12,10 @@ import (
 	"testing"
 	"time"
 
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	bspb "google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/blob/replica"
@@ -308,21 +310,53 @@ func TestWriteRefuses(t *testing.T) {
 
 func TestStreamsWaitForTheBudget(t *testing.T) {
 	w := start(t)
-	data := random(100 << 10)
-	d := w.store.Add(data)
+	old, fresh := random(100<<10), random(300<<10)
+	d := w.store.Add(old)
+	calls := map[string]func(ctx context.Context) error{
+		"read": func(ctx context.Context) error {
+			s, err := w.bytes().Read(ctx, &bspb.ReadRequest{ResourceName: "blobs/" + d.String()})
+			for err == nil {
+				if _, err = s.Recv(); errors.Is(err, io.EOF) {
+					return nil
+				}
+			}
+			return err
+		},
+		"write": func(ctx context.Context) error {
+			s, err := w.bytes().Write(ctx)
+			if err != nil {
+				return err
+			}
+			for _, m := range frames(uploadName(digest.Of(digest.SHA256, fresh)), fresh, 0, 64<<10) {
+				if s.Send(m) != nil {
+					break // the answer says why
+				}
+			}
+			_, err = s.CloseAndRecv()
+			return err
+		},
+		"batch": func(ctx context.Context) error {
+			_, err := w.cas().BatchUpdateBlobs(ctx, &repb.BatchUpdateBlobsRequest{Requests: []*repb.BatchUpdateBlobsRequest_Request{
+				{Digest: &repb.Digest{Hash: d.Hash(), SizeBytes: d.Size()}, Data: old},
+			}})
+			return err
+		},
+	}
 	if err := w.budget.Acquire(t.Context(), budget); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	s, err := w.bytes().Read(ctx, &bspb.ReadRequest{ResourceName: "blobs/" + d.String()})
-	if err == nil {
-		_, err = s.Recv()
+	for name, call := range calls {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+		if err := call(ctx); status.Code(err) != codes.DeadlineExceeded {
+			t.Errorf("%s without room in the budget: %v", name, err)
+		}
+		cancel()
 	}
-	wantCode(t, err, codes.DeadlineExceeded)
 	w.budget.Release(t.Context(), budget)
-	if got, _, err := read(t, w, &bspb.ReadRequest{ResourceName: "blobs/" + d.String()}); err != nil || !bytes.Equal(got, data) {
-		t.Fatal(len(got), err)
+	for name, call := range calls {
+		if err := call(t.Context()); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 	if err := w.budget.Acquire(t.Context(), budget); err != nil {
 		t.Fatal(err) // what calls held has all come back

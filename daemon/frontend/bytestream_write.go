@@ -18,8 +18,8 @@ import (
 )
 
 func (s byteStream) write(ss grpc.ServerStream) error {
-	in := newIncoming(ss)
-	defer in.msg.Free()
+	in := s.newIncoming(ss)
+	defer in.close()
 	err := in.recv()
 	if errors.Is(err, io.EOF) {
 		return invalid(fieldResource, "the stream ended before it named one")
@@ -66,11 +66,7 @@ func (s byteStream) write(ss grpc.ServerStream) error {
 // writeSmall gathers a blob that fits into a batch. Partial uploads of such are
 // not kept: the first message is at offset 0.
 func (s byteStream) writeSmall(ctx context.Context, in *incoming, d digest.Digest) error {
-	release, err := s.hold(ctx, d.Size())
-	if err != nil {
-		return err
-	}
-	defer release()
+	in.held.shrink(2 * blob.SmallSize) // what is gathered, and a message; kept until the end
 	data := make([]byte, 0, d.Size())
 	for {
 		for _, part := range in.msg.Data {
@@ -103,7 +99,7 @@ func (s byteStream) writeStream(ctx context.Context, in *incoming, res resource,
 		return nil // whoever else uploaded it: the client need not go on
 	}
 	for {
-		if err := s.append(ctx, up, &in.msg); err != nil {
+		if err := s.append(up, in); err != nil {
 			return fmt.Errorf("upload %s: %w", d, err)
 		}
 		if in.done {
@@ -119,22 +115,17 @@ func (s byteStream) writeStream(ctx context.Context, in *incoming, res resource,
 	return nil
 }
 
-// append waits for room in the budget while it holds one message: what the
-// client has sent beyond it waits in its own flow-control window.
-func (s byteStream) append(ctx context.Context, up Upload, msg *rpc.Bulk) error {
-	n := int64(msg.Len())
+func (s byteStream) append(up Upload, in *incoming) error {
+	n := int64(in.msg.Len())
+	in.held.shrink(n)
 	if n == 0 {
 		return nil
 	}
-	release, err := s.hold(ctx, n)
-	if err != nil {
+	if err := up.Append(in.msg.Data); err != nil {
 		return err
 	}
-	defer release()
-	if err := up.Append(msg.Data); err != nil {
-		return err
-	}
-	msg.Free()
+	in.msg.Free()
+	in.held.shrink(0)
 	s.metrics.bytesIn.Add(float64(n))
 	return nil
 }
@@ -151,22 +142,43 @@ type incoming struct {
 	ss   grpc.ServerStream
 	head *bspb.WriteRequest // the message in hand, without its data
 	msg  rpc.Bulk           // all of it
+	held held               // for the message in hand, or the next
+	room int64              // what the next message is expected to take
 	name string             // the resource's
 	size int64              // of the blob
 	next int64              // the offset that the next message must have
 	done bool               // no message is to follow
 }
 
-func newIncoming(ss grpc.ServerStream) *incoming {
-	in := &incoming{ss: ss, head: &bspb.WriteRequest{}}
+// firstRoom is what the first message of an upload is expected to take: those
+// of most clients are smaller. Each of the others is expected to be like the one
+// before it.
+const firstRoom = 256 << 10
+
+func (s byteStream) newIncoming(ss grpc.ServerStream) *incoming {
+	in := &incoming{ss: ss, head: &bspb.WriteRequest{}, room: firstRoom}
 	in.msg = rpc.Bulk{Head: in.head, Field: writeData}
+	in.held = held{f: s.Frontend, ctx: ss.Context()}
 	return in
 }
 
-// recv takes the next message into hand.
+// recv takes the next message into hand, once there is room for it: until then
+// it waits in the client's flow-control window.
 func (in *incoming) recv() error {
 	in.msg.Free()
-	return in.ss.RecvMsg(&in.msg) // which resets the head
+	if in.held.n == 0 {
+		if err := in.held.take(in.room); err != nil {
+			return err
+		}
+	}
+	err := in.ss.RecvMsg(&in.msg) // which resets the head
+	in.room = max(int64(in.msg.Len()), 1)
+	return err
+}
+
+func (in *incoming) close() {
+	in.msg.Free()
+	in.held.shrink(0)
 }
 
 // following receives and checks the message that follows another, or the

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"golang.org/x/sync/errgroup"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
+	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
 )
 
 // maxFind is how many digests one FindMissingBlobs may ask about: as many as an
@@ -58,6 +60,39 @@ func (s cas) FindMissingBlobs(ctx context.Context, req *repb.FindMissingBlobsReq
 	return resp, nil
 }
 
+// casDesc is the service with room made for each batch before it is received.
+func casDesc() *grpc.ServiceDesc {
+	desc := repb.ContentAddressableStorage_ServiceDesc
+	desc.Methods = slices.Clone(desc.Methods)
+	for i := range desc.Methods {
+		if m := &desc.Methods[i]; m.MethodName == "BatchUpdateBlobs" {
+			m.Handler = withRoom(m.Handler)
+		}
+	}
+	return &desc
+}
+
+// withRoom holds as much of the budget as a batch may take, and no more than
+// this one takes once it is there.
+func withRoom(next grpc.MethodHandler) grpc.MethodHandler {
+	return func(srv any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) { //nolint:revive // grpc's signature
+		h := held{f: srv.(cas).Frontend, ctx: ctx}
+		if err := h.take(maxBatch); err != nil {
+			return nil, rpc.ToStatus(err)
+		}
+		defer h.shrink(0)
+		return next(srv, ctx, func(req any) error {
+			err := decode(req)
+			var total int64
+			for _, r := range req.(*repb.BatchUpdateBlobsRequest).Requests {
+				total += int64(len(r.GetData()))
+			}
+			h.shrink(total)
+			return err
+		}, intercept)
+	}
+}
+
 func (s cas) BatchUpdateBlobs(ctx context.Context, req *repb.BatchUpdateBlobsRequest) (*repb.BatchUpdateBlobsResponse, error) {
 	if err := checkInstance(req.InstanceName); err != nil {
 		return nil, err
@@ -74,12 +109,6 @@ func (s cas) BatchUpdateBlobs(ctx context.Context, req *repb.BatchUpdateBlobsReq
 		return nil, invalid("requests", "%d blobs of %d bytes, of which one batch may have %d of %d",
 			len(req.Requests), total, maxBlobs, maxBatch)
 	}
-	release, err := s.hold(ctx, total)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-
 	resp := &repb.BatchUpdateBlobsResponse{Responses: make([]*repb.BatchUpdateBlobsResponse_Response, len(req.Requests))}
 	stored := make([]blob.Blob, 0, len(req.Requests)) // what is well-formed, once each
 	at := make(map[digest.Digest]int, len(req.Requests))

@@ -97,7 +97,7 @@ func (f *Frontend) ServerOptions() []grpc.ServerOption {
 // can tell.
 func (f *Frontend) Register(s grpc.ServiceRegistrar) {
 	repb.RegisterCapabilitiesServer(s, capabilities{})
-	repb.RegisterContentAddressableStorageServer(s, cas{Frontend: f})
+	s.RegisterService(casDesc(), cas{Frontend: f})
 	repb.RegisterActionCacheServer(s, actionCache{Frontend: f})
 	repb.RegisterExecutionServer(s, execution{Frontend: f})
 	s.RegisterService(&byteStreamDesc, byteStream{f})
@@ -125,6 +125,32 @@ func (f *Frontend) SetServing(ready bool) {
 		longrunningpb.Operations_ServiceDesc.ServiceName,
 	} {
 		f.health.SetServingStatus(service, st)
+	}
+}
+
+// held is the part of the budget that one call has.
+type held struct {
+	f   *Frontend
+	ctx context.Context //nolint:containedctx // the call's, which the budget knows it by
+	n   int64
+}
+
+// take waits for n bytes, of which there must be none yet: a call that waited
+// for more while it has some could wait for others that do the same.
+func (h *held) take(n int64) error {
+	n = min(n, h.f.budget.Size())
+	if err := h.f.budget.Acquire(h.ctx, n); err != nil {
+		return err
+	}
+	h.n = n
+	return nil
+}
+
+// shrink gives back all but n bytes.
+func (h *held) shrink(n int64) {
+	if n < h.n {
+		h.f.budget.Release(h.ctx, h.n-n)
+		h.n = n
 	}
 }
 

@@ -42,6 +42,9 @@ func NewBudget(size int64) *Budget {
 	return &Budget{size: size, free: size, lines: make(map[*conn]*line)}
 }
 
+// Size is how many bytes there are in all.
+func (b *Budget) Size() int64 { return b.size }
+
 // Acquire waits until n bytes are free for the connection that ctx belongs to,
 // or ctx ends. More than the connection's share is granted when it holds nothing
 // else, and more than the whole budget when nobody holds any of it.
@@ -85,7 +88,8 @@ func (b *Budget) Acquire(ctx context.Context, n int64) error {
 	return ctx.Err()
 }
 
-// Release gives back what Acquire was asked for with the same context.
+// Release gives back what Acquire was asked for with the same context, or a part
+// of it if that was no more than Size.
 func (b *Budget) Release(ctx context.Context, n int64) {
 	if n = min(n, b.size); n <= 0 {
 		return

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -86,6 +89,71 @@ func TestAClientThatDoesNotRead(t *testing.T) {
 			eventually(t, "memory is free again", 20*time.Second, func() bool { return liveHeap(t, scheduler)-before < budget/4 })
 		})
 	}
+}
+
+// Uploads that no worker takes for a while leave nothing behind, and others go on.
+func TestUploadsWhileWorkersStandStill(t *testing.T) {
+	const (
+		budget = 32 << 20
+		calls  = 400
+	)
+	c := fresh(t, "--schedulers=1", "--workers=2", "--executors=1", "--restart=false", "--scheduler-flag=--stream-budget=32MiB")
+	good := dial(t, c)
+	if err := good.Write(t.Context(), make([]byte, 5<<20)); err != nil {
+		t.Fatal(err)
+	}
+	scheduler := c.role("scheduler")[0]
+	before := liveHeap(t, scheduler)
+	for _, w := range c.role("worker") {
+		if err := syscall.Kill(w.PID, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		defer syscall.Kill(w.PID, syscall.SIGCONT)
+	}
+	bad, err := reapi.Dial(c.addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bad.Close()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	data := make([]byte, 2<<20)
+	rand.Read(data)
+	for i := range calls {
+		wg.Go(func() {
+			mine := slices.Clone(data)
+			mine[0], mine[1] = byte(i), byte(i>>8)
+			if i%2 == 0 {
+				_ = bad.Write(ctx, mine)
+			} else {
+				_ = bad.Upload(ctx, [][]byte{mine})
+			}
+		})
+	}
+	time.Sleep(2 * time.Second)
+	t.Logf("the scheduler's heap grew by %d KiB, flow-control windows among it", (liveHeap(t, scheduler)-before)>>10)
+	for _, w := range c.role("worker") {
+		_ = syscall.Kill(w.PID, syscall.SIGCONT)
+	}
+	small := make([]byte, 1000)
+	rand.Read(small)
+	eventually(t, "an upload of another client succeeds", time.Minute, func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		return good.Upload(ctx, [][]byte{small}) == nil && good.Write(ctx, mine(data)) == nil
+	})
+	cancel()
+	bad.Close()
+	eventually(t, "memory is free again", 20*time.Second, func() bool { return liveHeap(t, scheduler)-before < budget/4 })
+}
+
+// mine is other data of the same size.
+func mine(data []byte) []byte {
+	b := slices.Clone(data)
+	rand.Read(b[:16])
+	return b
 }
 
 // liveHeap collects a node's garbage and reads how many bytes are left.
