@@ -317,6 +317,40 @@ func TestStreamsOfKilledActionsAreGone(t *testing.T) {
 	})
 }
 
+// An action may pass its stdout to a process that it cannot be blamed for.
+func TestStreamsThatOthersHaveOpen(t *testing.T) {
+	for name, script := range map[string]string{
+		"nothing": "true", "a little": "echo hello", "a lot": "head -c 100000 /dev/zero",
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, 0, nil)
+			r.must("true", nil)
+			path := r.sb.Executor(0).out[0].path
+			r.must("echo hello; sleep 300 >&2 &", nil)
+			if now := r.sb.Executor(0).out[0].path; now != path {
+				t.Errorf("%s is not used again, but %s", path, now)
+			}
+			w, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Close()
+			_, rem := r.must(script, nil)
+			if _, err := w.WriteString("forged"); err != nil {
+				t.Fatal(err)
+			}
+			if rem.Stdout.Path != "" {
+				if b, err := os.ReadFile(rem.Stdout.Path); err != nil || int64(len(b)) != rem.Stdout.Size {
+					t.Errorf("%d bytes became %d, %v", rem.Stdout.Size, len(b), err)
+				}
+			}
+			if out, _ := r.must("echo next", nil); out != "next\n" {
+				t.Errorf("the next action wrote %.40q", out)
+			}
+		})
+	}
+}
+
 func TestBudget(t *testing.T) {
 	eachMode(t, func(t *testing.T, base int) {
 		r := newRig(t, base, func(o *Options) { o.Limits.MaxBytes, o.Limits.MaxInodes = 8<<20, 50 })

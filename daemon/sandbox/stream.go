@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -26,12 +27,12 @@ type Stream struct {
 }
 
 // stream is a file that an executor's actions append to. It is kept from
-// action to action as long as it can be emptied again, for an action that
-// writes nothing should not cost a file.
+// action to action as long as it can be emptied again and nobody else has it,
+// for an action that writes nothing should not cost a file.
 type stream struct {
 	f    *os.File
 	path string
-	used bool // an action had it, and what it wrote has not been taken
+	used bool // an action had it, and it has not been emptied since
 	cut  bool
 	seq  int
 }
@@ -98,33 +99,69 @@ func (s *stream) take(e *Executor) (Stream, error) {
 	if err != nil {
 		return Stream{}, err
 	}
-	if size == 0 {
-		s.used = false
-		return Stream{}, nil
-	}
 	out := Stream{Size: size, Truncated: s.cut}
-	if size <= SmallSize {
+	switch shared := s.shared(); {
+	case size > SmallSize && shared:
+		out.Path = e.sb.trash.next(".out")
+		err = s.copy(out.Path, size)
+	case size > SmallSize:
+		out.Path = e.sb.trash.next(".out")
+		err = s.move(e, out.Path)
+	default:
 		out.Data = make([]byte, size)
-		if _, err := io.ReadFull(io.NewSectionReader(s.f, 0, size), out.Data); err != nil {
-			return Stream{}, fmt.Errorf("read %s: %w", s.path, err)
+		if _, err = io.ReadFull(io.NewSectionReader(s.f, 0, size), out.Data); err == nil && !shared {
+			err = s.empty(size)
 		}
-		if err := s.f.Truncate(0); err != nil {
-			return Stream{}, err
-		}
-		s.used, s.cut = false, false
-		return out, nil
 	}
-	out.Path = e.sb.trash.next(".out")
-	if err := os.Rename(s.path, out.Path); err != nil {
-		return Stream{}, err
+	if err != nil {
+		return Stream{}, fmt.Errorf("take %s: %w", s.path, err)
+	}
+	return out, nil
+}
+
+// shared reports whether somebody else has the file open: an action may have
+// passed it to a process that outlives it. A write lease is refused then.
+func (s *stream) shared() bool {
+	fd := s.f.Fd()
+	if _, err := unix.FcntlInt(fd, unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		return errors.Is(err, unix.EAGAIN)
+	}
+	_, _ = unix.FcntlInt(fd, unix.F_SETLEASE, unix.F_UNLCK)
+	return false
+}
+
+// empty makes the file as new.
+func (s *stream) empty(size int64) error {
+	if size > 0 {
+		if err := s.f.Truncate(0); err != nil {
+			return err
+		}
+	}
+	s.used, s.cut = false, false
+	return nil
+}
+
+// move gives the file away, as the daemon's own.
+func (s *stream) move(e *Executor, to string) error {
+	if err := os.Rename(s.path, to); err != nil {
+		return err
 	}
 	if e.own {
 		if err := s.f.Chown(os.Geteuid(), os.Getegid()); err != nil {
-			return Stream{}, err
+			return err
 		}
 	}
 	s.close()
-	return out, nil
+	return nil
+}
+
+func (s *stream) copy(to string, size int64) error {
+	w, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(w, io.NewSectionReader(s.f, 0, size))
+	return errors.Join(err, w.Close())
 }
 
 func (s *stream) close() {
@@ -135,8 +172,8 @@ func (s *stream) close() {
 	s.used, s.cut = false, false
 }
 
-// discard gets rid of what an action wrote that nobody took: the next action
-// has a file that no process of this one can write to.
+// discard gets rid of a file that is not empty, or may not stay so: the next
+// action has one that no process of this one can write to.
 func (s *stream) discard() {
 	if s.used {
 		_ = os.Remove(s.path)
