@@ -23,7 +23,7 @@ func (d *delegate) NotifyUpdate(n *memberlist.Node) { d.learn(n) }
 func (d *delegate) NotifyLeave(n *memberlist.Node) {
 	id := n.Name
 	if id != d.o.Self.ID {
-		d.log.Info("node has gone", "node", id)
+		d.log.Info("node has gone", "member", id)
 	}
 	(*Members)(d).update(func(known map[string]Member) { delete(known, id) })
 }
@@ -32,11 +32,11 @@ func (d *delegate) learn(n *memberlist.Node) {
 	id := n.Name
 	m, err := unpack(id, n.Meta)
 	if err != nil {
-		d.log.Warn("node tells what cannot be understood", "node", id, "addr", n.Address(), "err", err)
+		d.log.Warn("node tells what cannot be understood", "member", id, "addr", n.Address(), "err", err)
 		(*Members)(d).update(func(known map[string]Member) { delete(known, id) })
 		return
 	}
-	d.log.Debug("node tells of itself", "node", id, "role", m.Role.String(), "state", m.State.String(), "addr", m.Addr)
+	d.log.Debug("node tells of itself", "member", id, "role", m.Role.String(), "state", m.State.String(), "addr", m.Addr)
 	(*Members)(d).update(func(known map[string]Member) { known[id] = m })
 }
 

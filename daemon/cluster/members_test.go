@@ -215,6 +215,7 @@ func TestOtherClustersAreNotHeard(t *testing.T) {
 	for i, o := range []Options{{Label: "another"}, {Label: "test", SecretKey: key}, {Label: "test"}} {
 		same := o.Label == "test" && o.SecretKey == nil
 		o.Self, o.BindAddr, o.Log = member("b", 1), fmt.Sprintf("127.1.5.%d:0", i+2), slog.New(slog.DiscardHandler)
+		o.ProbeInterval, o.ProbeTimeout = 100*time.Millisecond, 50*time.Millisecond // a probe under way outlives Shutdown
 		m, err := Start(o)
 		if err != nil {
 			t.Fatal(err)

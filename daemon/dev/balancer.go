@@ -20,6 +20,9 @@ const (
 	dialTimeout = 500 * time.Millisecond
 	// patience is how long a client's connection waits for a backend.
 	patience = 15 * time.Second
+	// openAfter is how long it waits for a ready one. Then one that is not
+	// will do, as with the clouds' balancers: it can say what is wrong.
+	openAfter = 5 * time.Second
 	// silence is how long a backend may leave its health unanswered before
 	// its clients are sent elsewhere. A machine under load is slow to answer.
 	silence = 10 * time.Second
@@ -139,11 +142,15 @@ func (l *balancer) judge(b *backend, h health) {
 
 // pick chooses the ready backend with the fewest connections. When none is
 // ready, one that is slow to answer will do: on a machine under load they may
-// all be. One that says that it wants no traffic, or is gone, never does.
-func (l *balancer) pick() (best *backend, changed <-chan struct{}) {
+// all be. One that says that it wants no traffic will if it is open to all; one
+// that is gone never does.
+func (l *balancer) pick(open bool) (best *backend, changed <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, want := range []health{healthReady, healthSilent} {
+	for _, want := range []health{healthReady, healthSilent, healthUnready} {
+		if want == healthUnready && !open {
+			break
+		}
 		for i := range l.backends {
 			b := l.backends[(l.next+i)%len(l.backends)]
 			if b.health == want && (best == nil || len(b.conns) < len(best.conns)) {
@@ -163,11 +170,17 @@ func (l *balancer) dial(ctx context.Context) (*backend, *net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	dialer := net.Dialer{Timeout: dialTimeout}
+	late := time.NewTimer(openAfter)
+	defer late.Stop()
+	open := false
 	for {
-		b, changed := l.pick()
+		b, changed := l.pick(open)
 		if b == nil {
 			select {
 			case <-changed:
+				continue
+			case <-late.C:
+				open = true
 				continue
 			case <-ctx.Done():
 				return nil, nil, fmt.Errorf("no scheduler is ready: %w", ctx.Err())

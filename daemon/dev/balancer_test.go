@@ -81,6 +81,15 @@ func TestClientWaitsForASchedulerToBecomeReady(t *testing.T) {
 	}
 }
 
+func TestSchedulerThatIsNotReadyIsBetterThanNone(t *testing.T) {
+	t.Parallel()
+	s := newScheduler(t, "scheduler-1")
+	endpoint, _ := balance(t, func() {}, s)
+	if _, name := connect(t, endpoint); name != "scheduler-1" {
+		t.Errorf("connected to %s", name)
+	}
+}
+
 func TestDrainingSchedulerKeepsItsClientsAndGetsNoMore(t *testing.T) {
 	one, two := newScheduler(t, "scheduler-1"), newScheduler(t, "scheduler-2")
 	one.ready.Store(true)

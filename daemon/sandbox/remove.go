@@ -3,6 +3,7 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"sync/atomic"
@@ -121,7 +122,10 @@ func (t *removal) dropDir(at int, name string, depth int) error {
 		if _, err := d.Seek(0, 0); err != nil {
 			return err
 		}
-		names, _ := d.Readdirnames(1024)
+		names, err := d.Readdirnames(1024)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
 		if len(names) == 0 {
 			return t.dispose(fd, at, name)
 		}

@@ -17,6 +17,7 @@ const maxSpares = 512
 // longer the more actions there are.
 type spares struct {
 	dir   string
+	gid   uint32 // of the daemon, which a new directory has where uids are shared
 	fresh freshness
 	mu    sync.Mutex
 	seq   uint64
@@ -58,7 +59,7 @@ func (s *spares) open(dir string) error {
 	}
 	defer unix.Close(fd)
 	if f, _ := freshnessOf(fd); f.err == nil {
-		s.dir, s.fresh, s.of = dir, f, make(map[uint32][]string)
+		s.dir, s.gid, s.fresh, s.of = dir, uint32(os.Getegid()), f, make(map[uint32][]string)
 	}
 	return nil
 }
@@ -68,7 +69,7 @@ func (s *spares) open(dir string) error {
 func (s *spares) keep(fd, at int, name string) bool {
 	f, st := freshnessOf(fd)
 	to, ok := s.room(st.Uid)
-	if !ok || f != s.fresh {
+	if !ok || f != s.fresh || st.Gid != st.Uid && st.Gid != s.gid {
 		return false
 	}
 	if st.Mode&0o7777 != 0o755 && unix.Fchmod(fd, 0o755) != nil {

@@ -37,6 +37,7 @@ const (
 	// be had; pauses double from firstPause.
 	attempts   = 6
 	firstPause = 200 * time.Millisecond
+	longEnough = 30 * time.Second
 
 	metadataKey = "build.bazel.remote.execution.v2.requestmetadata-bin"
 )
@@ -156,6 +157,9 @@ func Explain(target string, err error) error {
 	}
 	switch st.Code() {
 	case codes.Unavailable:
+		if !disconnected(st) {
+			return fmt.Errorf("%s cannot serve this now: %s (`remex status` tells which nodes are missing)", target, text(st))
+		}
 		return fmt.Errorf("%s cannot be reached: %s (is the cluster running? `remex dev` starts one; --cluster or REMEX_CLUSTER names another)", target, text(st))
 	case codes.DeadlineExceeded:
 		return fmt.Errorf("%s does not answer in time: %s", target, text(st))
@@ -163,6 +167,17 @@ func Explain(target string, err error) error {
 		return fmt.Errorf("%s does not offer this: %s", target, text(st))
 	}
 	return fmt.Errorf("%s: %s (%s)", target, text(st), st.Code())
+}
+
+// disconnected reports whether gRPC itself made the status, because it has no
+// connection or lost it.
+func disconnected(st *status.Status) bool {
+	for _, s := range []string{"connection error", "error reading from server", "the client connection is closing", "transport"} {
+		if strings.Contains(st.Message(), s) {
+			return true
+		}
+	}
+	return false
 }
 
 // text is what a status says, its details included.
@@ -201,19 +216,20 @@ func NewContext(ctx context.Context) context.Context {
 	return withMetadata(ctx, uuid.NewString(), "")
 }
 
-// retry calls f until it succeeds, fails for good, or was tried often enough.
+// retry calls f until it succeeds, fails for good, or was tried often and long
+// enough: a server waits for its workers by itself.
 // f returns true when it got further than before.
 func retry(ctx context.Context, f func() (progress bool, err error)) error {
-	pause, left := firstPause, attempts
+	pause, left, since := firstPause, attempts, time.Now()
 	for {
 		progress, err := f()
 		if err == nil || !transient(err) || ctx.Err() != nil {
 			return err
 		}
 		if progress {
-			pause, left = firstPause, attempts
+			pause, left, since = firstPause, attempts, time.Now()
 		}
-		if left--; left <= 0 {
+		if left--; left <= 0 || time.Since(since) > longEnough {
 			return err
 		}
 		select {
