@@ -159,6 +159,25 @@ func TestCrashedNodeVanishes(t *testing.T) {
 	b.sees(t, "a#1", "b#1")
 }
 
+// Two nodes of one name: the later one counts, and the other can tell.
+func TestTheOneOfTwoThatIsReplacedKnows(t *testing.T) {
+	a := start(t, member("a", 1), "127.1.6.1:0")
+	b1 := start(t, member("b", 1), "127.1.6.2:0", a.GossipAddr())
+	a.sees(t, "a#1", "b#1")
+	if by, yes := b1.View().Replaced(b1.Self()); yes {
+		t.Errorf("replaced by %v", by)
+	}
+	b2 := start(t, member("b", 2), "127.1.6.3:0", a.GossipAddr())
+	b1.sees(t, "a#1", "b#2")
+	b2.sees(t, "a#1", "b#2")
+	if by, yes := b1.View().Replaced(b1.Self()); !yes || by.ID != b2.Self().ID {
+		t.Errorf("the older one: %v, %v", by, yes)
+	}
+	if _, yes := b2.View().Replaced(b2.Self()); yes {
+		t.Error("the later one thinks that it is replaced")
+	}
+}
+
 func TestRestartHidesTheBootBefore(t *testing.T) {
 	a := start(t, member("a", 1), "127.1.2.1:0")
 	addr := unusedAddr(t, "127.1.2.2")

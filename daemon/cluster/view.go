@@ -31,4 +31,18 @@ func newView(known map[string]Member) *View {
 	return &View{Members: ms}
 }
 
+// Replaced tells which member has taken self's place in the view: one of its
+// name, or with its disk, that started later.
+func (v *View) Replaced(self Member) (by Member, yes bool) {
+	for _, m := range v.Members {
+		if m.ID == self.ID {
+			return Member{}, false
+		}
+		if m.Name == self.Name || m.Disk == self.Disk && m.Disk != (DiskID{}) {
+			by, yes = m, true
+		}
+	}
+	return by, yes
+}
+
 func equal(a, b *View) bool { return slices.Equal(a.Members, b.Members) }

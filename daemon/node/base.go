@@ -195,14 +195,26 @@ func (b *base) serveCluster(ctx context.Context) error {
 	return serve(b.server, b.clusterLis, "cluster")(ctx)
 }
 
+// inPlace is ready, unless another node has taken this one's place.
+func (b *base) inPlace(ready func() error) func() error {
+	return func() error {
+		if by, yes := b.members.View().Replaced(b.members.Self()); yes {
+			return fmt.Errorf("the %s at %s has the same name, %s, or the same disk, and started later: give each node a name (--name) and a directory of its own", by.Role, by.Addr, by.Name)
+		}
+		return ready()
+	}
+}
+
 // serveOps runs the ops port.
 func (b *base) serveOps(ready func() error) part {
+	ready = b.inPlace(ready)
 	return func(ctx context.Context) error { return serveOps(ctx, b.opsLis, b.reg, ready, b.log) }
 }
 
 // announce tells the cluster, and calls tell, when the node becomes ready and
 // when it no longer is.
 func (b *base) announce(ready func() error, tell func(bool)) part {
+	ready = b.inPlace(ready)
 	return func(ctx context.Context) error {
 		tick := time.NewTicker(announceEvery)
 		defer tick.Stop()

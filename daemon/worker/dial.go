@@ -31,7 +31,12 @@ func (l *Link) follow(ctx context.Context, done <-chan struct{}) {
 	for {
 		changed := l.o.Members.Changed()
 		in := make(map[string]bool)
-		for _, m := range l.o.Members.View().Role(cluster.Scheduler) {
+		view := l.o.Members.View()
+		schedulers := view.Role(cluster.Scheduler)
+		if _, yes := view.Replaced(l.o.Self); yes {
+			schedulers = nil // which would take us for the other
+		}
+		for _, m := range schedulers {
 			in[m.ID] = true
 			if loops[m.ID] == nil {
 				inView := &atomic.Bool{}
