@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -47,7 +49,10 @@ Several clusters run side by side with --listen 127.0.0.1:0 and a --dir each.`,
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		size, err := config.ParseByteSize(disk)
 		if err != nil {
-			return usageError{err}
+			return usageError{fmt.Errorf("--disk-size: %w", err)}
+		}
+		if err := new(slog.Level).UnmarshalText([]byte(level)); err != nil {
+			return usageError{fmt.Errorf("--log-level: %q is neither debug, info, warn nor error", level)}
 		}
 		o.DiskSize = size
 		if !f.Changed("executors") {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 )
@@ -229,6 +231,10 @@ func (l *loader) eachFile(ctx context.Context, dir string, f func(path, name str
 	}
 	for _, fan := range fans {
 		names, err := readNames(l.s.path(dir, fan))
+		if errors.Is(err, unix.ENOTDIR) {
+			l.s.log.Warn("a foreign file lies in the store", "path", l.s.path(dir, fan))
+			continue
+		}
 		if err != nil {
 			return diskError(err)
 		}

@@ -422,6 +422,26 @@ func TestLostIndexIsRebuilt(t *testing.T) {
 	s.checkAccounts(t)
 }
 
+func TestForeignFilesDoNoHarm(t *testing.T) {
+	o := Options{Dir: t.TempDir()}
+	a := openDisk(t, o)
+	blobs := mixed(0, 40)
+	put(t, a.Store, Owned, blobs...)
+	if err := a.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(o.Dir, dirIndex)); err != nil { // so that all is looked at
+		t.Fatal(err)
+	}
+	for _, dir := range []string{"", dirSegments, dirFiles, dirLinks, dirTemp, dirTrash} {
+		if err := os.WriteFile(filepath.Join(o.Dir, dir, "stray"), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := openDisk(t, o)
+	serves(t, s.Store, blobs...)
+}
+
 func TestEmptiedDiskIsAnotherDisk(t *testing.T) {
 	o := Options{Dir: t.TempDir()}
 	a := openDisk(t, o)

@@ -287,7 +287,15 @@ type Status struct {
 
 // Status describes the state.
 func (c *Core) Status(now time.Time) Status {
-	s := Status{Queued: c.q.Len() + len(c.held), Executing: c.busy}
+	s := Status{Queued: c.q.Len() + len(c.held) + c.busy}
+	for w := range c.all() {
+		for _, a := range w.attempts {
+			if a.t.state == running && a.ref.Attempt == a.t.last {
+				s.Executing++
+				s.Queued--
+			}
+		}
+	}
 	if at, ok := c.q.Oldest(); ok {
 		s.Oldest = now.Sub(at)
 	}

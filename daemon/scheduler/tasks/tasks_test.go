@@ -484,3 +484,23 @@ func TestPlacing(t *testing.T) {
 		}
 	})
 }
+
+func TestStatusTellsWaitingFromRunning(t *testing.T) {
+	r := newRig(t)
+	r.up("w")
+	r.lend("w")
+	r.submit(1, req("a"))
+	a := r.offer("w")
+	r.started("w", a)
+	r.submit(2, req("b"))
+	r.submit(3, req("c"))
+	r.says("w", wire.Claim{ID: 1, Ahead: true})
+	r.offer("w") // which waits on the worker
+	if s := r.c.Status(r.now); s.Executing != 1 || s.Queued != 2 {
+		t.Errorf("%d run and %d wait", s.Executing, s.Queued)
+	}
+	r.done("w", a, "")
+	if s := r.c.Status(r.now); s.Executing != 0 || s.Queued != 2 {
+		t.Errorf("after the end %d run and %d wait", s.Executing, s.Queued)
+	}
+}
