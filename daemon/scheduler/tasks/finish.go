@@ -290,7 +290,7 @@ func (c *Core) Status(now time.Time) Status {
 	s := Status{Queued: c.q.Len() + len(c.held) + c.busy}
 	for w := range c.all() {
 		for _, a := range w.attempts {
-			if a.t.state == running && a.ref.Attempt == a.t.last {
+			if a.t.state == running && a == a.t.attempts[len(a.t.attempts)-1] {
 				s.Executing++
 				s.Queued--
 			}
