@@ -67,7 +67,7 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 	})
 	b.status.Fill = func(st *pb.NodeStatus) {
 		q := tasks.Status()
-		st.Queued, st.Executing, st.OldestQueuedMs = uint32(q.Queued), uint32(q.Executing), q.Oldest.Milliseconds()
+		st.Queued, st.Executing, st.OldestQueuedMs = uint32(q.Queued+q.Placed), uint32(q.Executing), q.Oldest.Milliseconds()
 		m := memory.Stats()
 		st.ActionCacheEntries, st.ActionCacheBytes = int64(m.Entries), m.Bytes
 	}

@@ -31,8 +31,9 @@ func newMetrics(reg prometheus.Registerer, state func() Status) *metrics {
 	}
 	reg.MustRegister(
 		m.offers, m.claims, m.none, m.killed, m.lost,
-		gauge("queued", "Tasks owned here that wait.", func(s Status) float64 { return float64(s.Queued) }),
-		gauge("executing", "Tasks owned here that workers have.", func(s Status) float64 { return float64(s.Executing) }),
+		gauge("queued", "Tasks owned here that wait for a worker.", func(s Status) float64 { return float64(s.Queued) }),
+		gauge("placed", "Tasks owned here that wait on a worker for its executor or their inputs.", func(s Status) float64 { return float64(s.Placed) }),
+		gauge("executing", "Tasks owned here that run.", func(s Status) float64 { return float64(s.Executing) }),
 		gauge("oldest_queued_seconds", "How long the oldest waiting task waits.", func(s Status) float64 { return s.Oldest.Seconds() }),
 	)
 	return m

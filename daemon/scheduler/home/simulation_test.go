@@ -216,7 +216,7 @@ func (s *sim) quiet() {
 		}
 	}
 	for _, sc := range s.liveScheds() {
-		if st := sc.core.Status(s.now); st.Queued+st.Executing > 0 {
+		if st := sc.core.Status(s.now); st.Queued+st.Placed+st.Executing > 0 {
 			s.fail("%s is left with %+v", sc.id, st)
 		}
 	}

@@ -280,19 +280,21 @@ type Pool struct {
 
 // Status is what this scheduler has to do.
 type Status struct {
-	Queued, Executing int
-	Oldest            time.Duration // how long the oldest queued task waits
-	Pools             []Pool        // by name
+	Queued    int           // wait for a worker
+	Placed    int           // are on one, and wait for its executor or their inputs
+	Executing int           // run
+	Oldest    time.Duration // how long the oldest queued task waits
+	Pools     []Pool        // by name
 }
 
 // Status describes the state.
 func (c *Core) Status(now time.Time) Status {
-	s := Status{Queued: c.q.Len() + len(c.held) + c.busy}
+	s := Status{Queued: c.q.Len() + len(c.held), Placed: c.busy}
 	for w := range c.all() {
 		for _, a := range w.attempts {
 			if a.t.state == running && a == a.t.attempts[len(a.t.attempts)-1] {
 				s.Executing++
-				s.Queued--
+				s.Placed--
 			}
 		}
 	}

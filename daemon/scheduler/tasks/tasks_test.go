@@ -496,11 +496,11 @@ func TestStatusTellsWaitingFromRunning(t *testing.T) {
 	r.submit(3, req("c"))
 	r.says("w", wire.Claim{ID: 1, Ahead: true})
 	r.offer("w") // which waits on the worker
-	if s := r.c.Status(r.now); s.Executing != 1 || s.Queued != 2 {
-		t.Errorf("%d run and %d wait", s.Executing, s.Queued)
+	if s := r.c.Status(r.now); s.Executing != 1 || s.Placed != 1 || s.Queued != 1 {
+		t.Errorf("%d run, %d are placed and %d wait", s.Executing, s.Placed, s.Queued)
 	}
 	r.done("w", a, "")
-	if s := r.c.Status(r.now); s.Executing != 0 || s.Queued != 2 {
-		t.Errorf("after the end %d run and %d wait", s.Executing, s.Queued)
+	if s := r.c.Status(r.now); s.Executing != 0 || s.Placed != 1 || s.Queued != 1 {
+		t.Errorf("after the end %d run, %d are placed and %d wait", s.Executing, s.Placed, s.Queued)
 	}
 }
