@@ -11,6 +11,10 @@ import (
 const (
 	firstRetry = 200 * time.Millisecond
 	lastRetry  = time.Second
+	// aloneAfter is when a node says that it finds nobody, and aloneAgain when
+	// it says so again.
+	aloneAfter = 5 * time.Second
+	aloneAgain = time.Minute
 )
 
 // join looks for the seeds that are not among the members: often while this
@@ -19,10 +23,16 @@ const (
 // other by this alone.
 func (m *Members) join(ctx context.Context) {
 	retry := firstRetry
+	warnAt := time.Now().Add(aloneAfter)
 	for {
-		m.joinMissing(ctx)
+		err := m.joinMissing(ctx)
 		pause := jitter(m.o.RejoinInterval)
 		if m.alone() {
+			if now := time.Now(); err != nil && now.After(warnAt) {
+				warnAt = now.Add(aloneAgain)
+				m.log.Warn("no other node is found: is the seed another node's gossip address, and its cluster's name ours?",
+					"seeds", m.o.Seeds, "label", m.o.Label, "err", err)
+			}
 			pause = min(jitter(retry), pause)
 			retry = min(2*retry, lastRetry)
 		} else {
@@ -50,21 +60,24 @@ func (m *Members) others() []string {
 }
 
 // joinMissing joins the seeds that are no members. A seed that is given by name
-// is always joined: what the name stands for may have changed.
-func (m *Members) joinMissing(ctx context.Context) {
+// is always joined: what the name stands for may have changed. It returns the
+// last error.
+func (m *Members) joinMissing(ctx context.Context) (last error) {
 	seeds := m.others()
 	rand.Shuffle(len(seeds), func(i, j int) { seeds[i], seeds[j] = seeds[j], seeds[i] })
 	for _, seed := range seeds {
 		if ctx.Err() != nil {
-			return
+			return ctx.Err()
 		}
 		if m.has(canonical(seed)) { // perhaps through the seed before
 			continue
 		}
 		if _, err := m.list.Join([]string{seed}); err != nil {
 			m.log.Debug("joining a seed", "peer", seed, "err", err)
+			last = err
 		}
 	}
+	return last
 }
 
 func (m *Members) has(addr string) bool {
