@@ -54,13 +54,14 @@ func (s byteStream) readSmall(ctx context.Context, d digest.Digest, off, n int64
 	if err != nil {
 		return err
 	}
+	k := &kept{release: release}
+	defer k.drop() // what no answer has taken along
 	r := s.store.GetBatch(ctx, []digest.Digest{d})[0]
 	if r.Err != nil || n == 0 {
-		release()
 		return r.Err
 	}
 	s.metrics.bytesOut.Add(float64(n))
-	return ss.SendMsg(rpc.Hold(ctx, &bspb.ReadResponse{Data: r.Data[off : off+n]}, release))
+	return ss.SendMsg(k.around(ctx, &bspb.ReadResponse{Data: r.Data[off : off+n]}))
 }
 
 func (s byteStream) readStream(ctx context.Context, d digest.Digest, off, n int64, ss grpc.ServerStream) error {
@@ -68,11 +69,8 @@ func (s byteStream) readStream(ctx context.Context, d digest.Digest, off, n int6
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if release != nil {
-			release()
-		}
-	}()
+	held := &kept{release: release}
+	defer held.drop()
 	r, err := s.store.Get(ctx, d, off)
 	if err != nil {
 		return err
@@ -90,7 +88,7 @@ func (s byteStream) readStream(ctx context.Context, d digest.Digest, off, n int6
 		}
 		var m any = msg
 		if n -= int64(k); n == 0 {
-			m, release = rpc.Hold(ctx, msg, release), nil // what was sent before has left by then
+			m = held.around(ctx, msg) // what was sent before has left by then
 		}
 		if err := ss.SendMsg(m); err != nil {
 			return err

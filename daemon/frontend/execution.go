@@ -60,17 +60,20 @@ func (s execution) Execute(req *repb.ExecuteRequest, stream grpc.ServerStreaming
 	// The cache is asked while the action is read: what is executed is mostly
 	// new, and each takes a question to another node.
 	var hit *repb.ActionResult
-	k := &kept{}
 	var wg sync.WaitGroup
 	if !req.SkipCacheLookup {
-		wg.Go(func() { hit = s.cached(k.in(ctx), actioncache.Key{Instance: req.InstanceName, Action: action}, *h) })
+		wg.Go(func() { hit = s.cached(ctx, actioncache.Key{Instance: req.InstanceName, Action: action}, *h) })
 	}
 	r, err := s.request(ctx, dec, action)
 	wg.Wait()
 	if hit != nil {
-		return stream.SendMsg(k.around(ctx, cachedOperation(action, hit)))
+		// Only now: the request needed a part of the budget, too.
+		release, err := s.hold(ctx, int64(proto.Size(hit)))
+		if err != nil {
+			return err
+		}
+		return stream.SendMsg((&kept{release}).around(ctx, cachedOperation(action, hit)))
 	}
-	k.drop()
 	if err != nil {
 		return err
 	}
@@ -85,6 +88,7 @@ func (s execution) Execute(req *repb.ExecuteRequest, stream grpc.ServerStreaming
 // tell sends how an operation stands.
 func (s execution) tell(stream grpc.ServerStream, u Update, h *hints) error {
 	ctx, k := stream.Context(), &kept{}
+	defer k.drop() // what no answer has taken along
 	return stream.SendMsg(k.around(ctx, s.operation(k.in(ctx), u, h)))
 }
 

@@ -12,6 +12,7 @@ import (
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -477,5 +478,36 @@ func TestAClientThatVanishesDetaches(t *testing.T) {
 	}
 	if len(w.executor.Cancelled()) > 0 {
 		t.Error("a reset stream cancelled the operation")
+	}
+}
+
+// Answers that wait to be sent hold a part of the budget: nothing that they wait
+// for may need more of it.
+func TestCachedExecutionsDoNotWaitForEachOther(t *testing.T) {
+	w := start(t)
+	out := w.store.Add(random(1 << 20))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var g errgroup.Group
+	for i := range 24 { // several times a connection's share
+		d := w.action(t, func(a *repb.Action, _ *repb.Command) { a.Salt = []byte{byte(i)} })
+		action, err := digest.Parse(digest.SHA256, d.Hash, d.SizeBytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.plant(t, action, &repb.ActionResult{OutputFiles: []*repb.OutputFile{{Path: "out", Digest: wire(out)}}})
+		g.Go(func() error {
+			ops, err := w.execute(ctx, &repb.ExecuteRequest{InstanceName: "i", ActionDigest: d, InlineOutputFiles: []string{"out"}})
+			if err == nil && len(ops) != 1 {
+				err = fmt.Errorf("%d operations", len(ops))
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	if err := w.budget.Acquire(ctx, budget); err != nil {
+		t.Error("what answers held has not come back:", err)
 	}
 }

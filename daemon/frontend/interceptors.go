@@ -40,6 +40,7 @@ func (k *kept) in(ctx context.Context) context.Context { return context.WithValu
 func (k *kept) drop() {
 	if k.release != nil {
 		k.release()
+		k.release = nil
 	}
 }
 
@@ -48,7 +49,9 @@ func (k *kept) around(ctx context.Context, answer any) any {
 	if k.release == nil {
 		return answer
 	}
-	return rpc.Hold(ctx, answer, k.release)
+	held := rpc.Hold(ctx, answer, k.release)
+	k.release = nil
+	return held
 }
 
 // keepUntilSent has release called when the answer that is being made in ctx

@@ -14,7 +14,6 @@ import (
 
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
-	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
 )
 
 const (
@@ -112,11 +111,8 @@ func (s cas) GetTree(req *repb.GetTreeRequest, stream grpc.ServerStreamingServer
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if release != nil {
-			release()
-		}
-	}()
+	held := &kept{release: release}
+	defer held.drop()
 
 	p := pager{root: root, limit: int(req.PageSize), send: stream.Send}
 	err = s.walk(ctx, root, func(i int, d digest.Digest, dir *repb.Directory) error {
@@ -132,9 +128,7 @@ func (s cas) GetTree(req *repb.GetTreeRequest, stream grpc.ServerStreamingServer
 		return err
 	}
 	p.send = func(page *repb.GetTreeResponse) error {
-		last := rpc.Hold(ctx, page, release)
-		release = nil
-		return stream.SendMsg(last)
+		return stream.SendMsg(held.around(ctx, page))
 	}
 	return p.flush("")
 }

@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// connShare is which part of a budget one connection may hold: a client that
-// stops reading its answers, or a few of them, takes nothing from others.
+// connShare is which part of a budget one connection may hold: clients that stop
+// reading their answers keep no other waiting as long as they are fewer.
 const connShare = 4
 
 // Budget is a number of bytes that many share, fairly by the connections that
