@@ -78,6 +78,9 @@ func (l *Link) dial(ctx context.Context, done <-chan struct{}, m cluster.Member,
 		case <-done:
 			return
 		}
+		if !inView.Load() {
+			return
+		}
 		pause = min(2*pause, redialLast)
 	}
 }
