@@ -20,6 +20,9 @@ type Scheduler struct {
 	// ListenPublic serves the Remote Execution API.
 	ListenPublic string
 
+	// StreamWindow is how many bytes of an upload may be under way to the
+	// scheduler before it has taken them.
+	StreamWindow ByteSize
 	// ActionCacheSize bounds the entries held in memory.
 	ActionCacheSize ByteSize
 	// ActionCacheReplicas is on how many schedulers each entry is.
@@ -64,6 +67,7 @@ func DefaultScheduler() Scheduler {
 	return Scheduler{
 		Node:                defaultNode("scheduler"),
 		ListenPublic:        loopback(PublicPort),
+		StreamWindow:        128 * KiB,
 		ActionCacheSize:     1 * GiB,
 		ActionCacheReplicas: 3,
 		MaxQueue:            100_000,
@@ -74,6 +78,7 @@ func DefaultScheduler() Scheduler {
 func (c *Scheduler) settings() []setting {
 	return append(c.Node.settings(),
 		text("listen-public", &c.ListenPublic, "host:port on which clients reach the Remote Execution API"),
+		size("stream-window", &c.StreamWindow, "bytes that one upload may have under way; raise it for clients far away, whose uploads move this much a round trip. A quarter of stream-budget is for such windows"),
 		size("action-cache-size", &c.ActionCacheSize, "memory for action-cache entries; the least recently used go first"),
 		number("action-cache-replicas", &c.ActionCacheReplicas, "on how many schedulers each action-cache entry is"),
 		number("max-queue", &c.MaxQueue, "Execute calls that may wait; more are refused. Raise it for very large builds"),
@@ -88,6 +93,8 @@ func (c *Scheduler) check() problems {
 	ps := c.Node.check()
 	ps.listeners([]string{"listen-public", "listen-cluster", "listen-gossip", "listen-ops"},
 		[]string{c.ListenPublic, c.ListenCluster, c.ListenGossip, c.ListenOps})
+	ps.add(c.StreamWindow < 64*KiB || c.StreamWindow > 16*MiB, fmt.Sprintf("%s is not between 64KiB and 16MiB", c.StreamWindow), "stream-window")
+	ps.add(c.StreamWindow > c.StreamBudget/256, fmt.Sprintf("windows of %s leave a stream budget of %s too few uploads at a time", c.StreamWindow, c.StreamBudget), "stream-window", "stream-budget")
 	ps.add(c.ActionCacheSize < MiB, fmt.Sprintf("%s is less than 1MiB", c.ActionCacheSize), "action-cache-size")
 	ps.add(c.ActionCacheReplicas < 1 || c.ActionCacheReplicas > 9, fmt.Sprintf("%d is not between 1 and 9", c.ActionCacheReplicas), "action-cache-replicas")
 	ps.add(c.MaxQueue < 1, fmt.Sprintf("%d is less than 1", c.MaxQueue), "max-queue")

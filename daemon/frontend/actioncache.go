@@ -2,9 +2,11 @@ package frontend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -17,6 +19,12 @@ import (
 type actionCache struct {
 	repb.UnimplementedActionCacheServer
 	*Frontend
+}
+
+// actionCacheDesc is the service with room made for each result before it is
+// received; most are smaller.
+func actionCacheDesc() *grpc.ServiceDesc {
+	return withRoom(repb.ActionCache_ServiceDesc, map[string]int64{"UpdateActionResult": largeAnswer})
 }
 
 func (s actionCache) GetActionResult(ctx context.Context, req *repb.GetActionResultRequest) (*repb.ActionResult, error) {
@@ -32,26 +40,42 @@ func (s actionCache) GetActionResult(ctx context.Context, req *repb.GetActionRes
 		return nil, err
 	}
 	h := hints{stdout: req.InlineStdout, stderr: req.InlineStderr, files: req.InlineOutputFiles}
-	r, err := s.lookup(ctx, actioncache.Key{Instance: req.InstanceName, Action: action}, h)
+	room := s.held(ctx)
+	r, err := s.lookup(ctx, room, actioncache.Key{Instance: req.InstanceName, Action: action})
 	if blob.IsNotFound(err) {
 		return nil, status.Errorf(codes.NotFound, "no result of action %s is known", action)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("look for the result of action %s: %w", action, err)
 	}
+	s.inline(ctx, room, action.Function(), r, h, maxMessage-margin)
 	return r, nil
 }
 
 // lookup finds a result that is whole and fits into a message. Everything else
-// is a miss (blob.ErrNotFound), but for what could not be told.
-func (f *Frontend) lookup(ctx context.Context, k actioncache.Key, h hints) (*repb.ActionResult, error) {
-	r, outcome, err := f.find(ctx, k, h)
-	f.metrics.lookups.WithLabelValues(outcome).Inc()
+// is a miss (blob.ErrNotFound), but for what could not be told. A large one is
+// charged to h; without h it is errLarge.
+func (f *Frontend) lookup(ctx context.Context, h *held, k actioncache.Key) (*repb.ActionResult, error) {
+	r, outcome, err := f.find(ctx, h, k)
+	if !errors.Is(err, errLarge) {
+		f.metrics.lookups.WithLabelValues(outcome).Inc()
+	}
 	return r, err
 }
 
-func (f *Frontend) find(ctx context.Context, k actioncache.Key, h hints) (r *repb.ActionResult, outcome string, err error) {
+var errLarge = errors.New("a large result")
+
+func (f *Frontend) find(ctx context.Context, h *held, k actioncache.Key) (r *repb.ActionResult, outcome string, err error) {
 	data, err := f.actions.Get(ctx, k)
+	if len(data) > largeAnswer {
+		if h == nil {
+			return nil, "", errLarge
+		}
+		if err := h.take(answerRoom); err != nil {
+			return nil, "error", err
+		}
+		data, err = f.actions.Get(ctx, k) // anew: this one was not kept while it waited
+	}
 	if blob.IsNotFound(err) {
 		return nil, "miss", err
 	}
@@ -63,14 +87,14 @@ func (f *Frontend) find(ctx context.Context, k actioncache.Key, h hints) (r *rep
 		f.log.WarnContext(ctx, "an entry of the action cache is no ActionResult", "action", k.Action, "err", err)
 		return nil, "miss", blob.ErrNotFound
 	}
-	whole, err := f.complete(ctx, k.Action.Function(), r)
+	whole, err := f.complete(ctx, h, k.Action.Function(), r)
 	if err != nil {
 		return nil, "error", err
 	}
 	if !whole {
 		return nil, "incomplete", blob.ErrNotFound
 	}
-	if !f.inline(ctx, k.Action.Function(), r, h, maxMessage-margin) {
+	if !f.inline(ctx, nil, k.Action.Function(), r, hints{}, maxMessage-margin) {
 		f.log.WarnContext(ctx, "a result is larger than a message and taken for a miss", "action", k.Action, "bytes", proto.Size(r))
 		return nil, "oversize", blob.ErrNotFound
 	}

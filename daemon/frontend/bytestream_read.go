@@ -50,27 +50,25 @@ func (s byteStream) read(req *bspb.ReadRequest, ss grpc.ServerStream) error {
 }
 
 func (s byteStream) readSmall(ctx context.Context, d digest.Digest, off, n int64, ss grpc.ServerStream) error {
-	release, err := s.hold(ctx, d.Size())
-	if err != nil {
+	room := &held{f: s.Frontend, ctx: ctx}
+	if err := room.take(d.Size()); err != nil {
 		return err
 	}
-	k := &kept{release: release}
-	defer k.drop() // what no answer has taken along
+	defer room.drop() // unless the answer has taken it along
 	r := s.store.GetBatch(ctx, []digest.Digest{d})[0]
 	if r.Err != nil || n == 0 {
 		return r.Err
 	}
 	s.metrics.bytesOut.Add(float64(n))
-	return ss.SendMsg(k.around(ctx, &bspb.ReadResponse{Data: r.Data[off : off+n]}))
+	return ss.SendMsg(room.around(&bspb.ReadResponse{Data: r.Data[off : off+n]}))
 }
 
 func (s byteStream) readStream(ctx context.Context, d digest.Digest, off, n int64, ss grpc.ServerStream) error {
-	release, err := s.hold(ctx, min(n, readChunk))
-	if err != nil {
+	room := &held{f: s.Frontend, ctx: ctx}
+	if err := room.take(min(n, readChunk)); err != nil {
 		return err
 	}
-	held := &kept{release: release}
-	defer held.drop()
+	defer room.drop()
 	r, err := s.store.Get(ctx, d, off)
 	if err != nil {
 		return err
@@ -88,7 +86,7 @@ func (s byteStream) readStream(ctx context.Context, d digest.Digest, off, n int6
 		}
 		var m any = msg
 		if n -= int64(k); n == 0 {
-			m = held.around(ctx, msg) // what was sent before has left by then
+			m = room.around(msg) // what was sent before has left by then
 		}
 		if err := ss.SendMsg(m); err != nil {
 			return err

@@ -18,9 +18,14 @@ import (
 )
 
 func (s byteStream) write(ss grpc.ServerStream) error {
+	done, err := s.bring()
+	if err != nil {
+		return err
+	}
+	defer done()
 	in := s.newIncoming(ss)
 	defer in.close()
-	err := in.recv()
+	err = in.recv()
 	if errors.Is(err, io.EOF) {
 		return invalid(fieldResource, "the stream ended before it named one")
 	}
@@ -66,7 +71,8 @@ func (s byteStream) write(ss grpc.ServerStream) error {
 // writeSmall gathers a blob that fits into a batch. Partial uploads of such are
 // not kept: the first message is at offset 0.
 func (s byteStream) writeSmall(ctx context.Context, in *incoming, d digest.Digest) error {
-	in.held.shrink(2 * blob.SmallSize) // what is gathered, and a message; kept until the end
+	in.gathered = d.Size()
+	in.held.set(in.gathered + int64(in.msg.Len()))
 	data := make([]byte, 0, d.Size())
 	for {
 		for _, part := range in.msg.Data {
@@ -117,7 +123,6 @@ func (s byteStream) writeStream(ctx context.Context, in *incoming, res resource,
 
 func (s byteStream) append(up Upload, in *incoming) error {
 	n := int64(in.msg.Len())
-	in.held.shrink(n)
 	if n == 0 {
 		return nil
 	}
@@ -125,7 +130,7 @@ func (s byteStream) append(up Upload, in *incoming) error {
 		return err
 	}
 	in.msg.Free()
-	in.held.shrink(0)
+	in.held.drop()
 	s.metrics.bytesIn.Add(float64(n))
 	return nil
 }
@@ -144,10 +149,12 @@ type incoming struct {
 	msg  rpc.Bulk           // all of it
 	held held               // for the message in hand, or the next
 	room int64              // what the next message is expected to take
-	name string             // the resource's
-	size int64              // of the blob
-	next int64              // the offset that the next message must have
-	done bool               // no message is to follow
+	// gathered is what those before it take, which is held until the end.
+	gathered int64
+	name     string // the resource's
+	size     int64  // of the blob
+	next     int64  // the offset that the next message must have
+	done     bool   // no message is to follow
 }
 
 // firstRoom is what the first message of an upload is expected to take: those
@@ -172,13 +179,15 @@ func (in *incoming) recv() error {
 		}
 	}
 	err := in.ss.RecvMsg(&in.msg) // which resets the head
-	in.room = max(int64(in.msg.Len()), 1)
+	n := int64(in.msg.Len())
+	in.room = max(n, 1)
+	in.held.set(in.gathered + n)
 	return err
 }
 
 func (in *incoming) close() {
 	in.msg.Free()
-	in.held.shrink(0)
+	in.held.drop()
 }
 
 // following receives and checks the message that follows another, or the

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"slices"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"golang.org/x/sync/errgroup"
@@ -15,7 +14,6 @@ import (
 
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
-	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
 )
 
 // maxFind is how many digests one FindMissingBlobs may ask about: as many as an
@@ -38,6 +36,7 @@ func (s cas) FindMissingBlobs(ctx context.Context, req *repb.FindMissingBlobsReq
 	if len(req.BlobDigests) > maxFind {
 		return nil, invalid("blob_digests", "%d digests, of which one request may have %d", len(req.BlobDigests), maxFind)
 	}
+	s.held(ctx).set(int64(proto.Size(req))) // which an answer is no larger than
 	dec, err := newDecoder(req.DigestFunction)
 	if err != nil {
 		return nil, err
@@ -62,35 +61,7 @@ func (s cas) FindMissingBlobs(ctx context.Context, req *repb.FindMissingBlobsReq
 
 // casDesc is the service with room made for each batch before it is received.
 func casDesc() *grpc.ServiceDesc {
-	desc := repb.ContentAddressableStorage_ServiceDesc
-	desc.Methods = slices.Clone(desc.Methods)
-	for i := range desc.Methods {
-		if m := &desc.Methods[i]; m.MethodName == "BatchUpdateBlobs" {
-			m.Handler = withRoom(m.Handler)
-		}
-	}
-	return &desc
-}
-
-// withRoom holds as much of the budget as a batch may take, and no more than
-// this one takes once it is there.
-func withRoom(next grpc.MethodHandler) grpc.MethodHandler {
-	return func(srv any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) { //nolint:revive // grpc's signature
-		h := held{f: srv.(cas).Frontend, ctx: ctx}
-		if err := h.take(maxBatch); err != nil {
-			return nil, rpc.ToStatus(err)
-		}
-		defer h.shrink(0)
-		return next(srv, ctx, func(req any) error {
-			err := decode(req)
-			var total int64
-			for _, r := range req.(*repb.BatchUpdateBlobsRequest).Requests {
-				total += int64(len(r.GetData()))
-			}
-			h.shrink(total)
-			return err
-		}, intercept)
-	}
+	return withRoom(repb.ContentAddressableStorage_ServiceDesc, map[string]int64{"BatchUpdateBlobs": maxBatch})
 }
 
 func (s cas) BatchUpdateBlobs(ctx context.Context, req *repb.BatchUpdateBlobsRequest) (*repb.BatchUpdateBlobsResponse, error) {
@@ -140,6 +111,7 @@ func (s cas) BatchUpdateBlobs(ctx context.Context, req *repb.BatchUpdateBlobsReq
 		}
 	}
 	s.metrics.bytesIn.Add(float64(total))
+	s.held(ctx).drop()                        // the blobs are stored
 	if proto.Size(resp) > maxMessage-margin { // thousands of refusals: the codes must do
 		for _, r := range resp.Responses {
 			r.Status.Message, r.Status.Details = "", nil
@@ -210,11 +182,9 @@ func (s cas) BatchReadBlobs(ctx context.Context, req *repb.BatchReadBlobsRequest
 				len(ds), total, maxBlobs, maxBatch)
 		}
 	}
-	release, err := s.hold(ctx, total)
-	if err != nil {
+	if err := s.held(ctx).take(total); err != nil {
 		return nil, err
 	}
-	keepUntilSent(ctx, release)
 	resp := &repb.BatchReadBlobsResponse{Responses: make([]*repb.BatchReadBlobsResponse_Response, len(ds))}
 	size := 0
 	for i, d := range ds {

@@ -20,7 +20,7 @@ const maxTrees = 32 << 20
 
 // complete reports whether everything that r names is there, and marks it as
 // used: a hit whose blobs are gone would break the build it was meant to help.
-func (f *Frontend) complete(ctx context.Context, fn digest.Function, r *repb.ActionResult) (bool, error) {
+func (f *Frontend) complete(ctx context.Context, h *held, fn digest.Function, r *repb.ActionResult) (bool, error) {
 	c := collector{dec: &decoder{fn: fn}}
 	if err := c.result(r); err != nil {
 		return false, nil //nolint:nilerr // a result that names no blobs properly cannot be whole
@@ -47,11 +47,11 @@ func (f *Frontend) complete(ctx context.Context, fn digest.Function, r *repb.Act
 			roots = append(roots, d)
 		}
 	}
-	if ok, err := f.collectTrees(ctx, &c, trees, size); !ok || err != nil {
+	if ok, err := f.collectTrees(ctx, h, &c, trees, size); !ok || err != nil {
 		return false, err
 	}
 	for _, root := range roots {
-		if ok, err := f.collectDirectories(ctx, &c, root); !ok || err != nil {
+		if ok, err := f.collectDirectories(ctx, h, &c, root); !ok || err != nil {
 			return false, err
 		}
 	}
@@ -65,11 +65,11 @@ func (f *Frontend) complete(ctx context.Context, fn digest.Function, r *repb.Act
 	return len(missing) == 0, nil
 }
 
-func (f *Frontend) collectTrees(ctx context.Context, c *collector, trees []digest.Digest, size int64) (bool, error) {
+func (f *Frontend) collectTrees(ctx context.Context, h *held, c *collector, trees []digest.Digest, size int64) (bool, error) {
 	if len(trees) == 0 {
 		return true, nil
 	}
-	release, err := f.hold(ctx, size)
+	release, err := f.beside(ctx, h, size)
 	if err != nil {
 		return false, err
 	}
@@ -96,8 +96,8 @@ func (f *Frontend) collectTrees(ctx context.Context, c *collector, trees []diges
 
 // collectDirectories collects what lies under a root that was stored as a
 // hierarchy, without a Tree.
-func (f *Frontend) collectDirectories(ctx context.Context, c *collector, root digest.Digest) (bool, error) {
-	release, err := f.hold(ctx, maxMessage)
+func (f *Frontend) collectDirectories(ctx context.Context, h *held, c *collector, root digest.Digest) (bool, error) {
+	release, err := f.beside(ctx, h, maxMessage)
 	if err != nil {
 		return false, err
 	}

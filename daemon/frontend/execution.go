@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -56,24 +57,29 @@ func (s execution) Execute(req *repb.ExecuteRequest, stream grpc.ServerStreaming
 		return err
 	}
 	h := &hints{stdout: req.InlineStdout, stderr: req.InlineStderr, files: req.InlineOutputFiles}
+	k := actioncache.Key{Instance: req.InstanceName, Action: action}
 
 	// The cache is asked while the action is read: what is executed is mostly
 	// new, and each takes a question to another node.
 	var hit *repb.ActionResult
+	var large bool
 	var wg sync.WaitGroup
 	if !req.SkipCacheLookup {
-		wg.Go(func() { hit = s.cached(ctx, actioncache.Key{Instance: req.InstanceName, Action: action}, *h) })
+		wg.Go(func() { hit, large = s.cached(ctx, nil, k) })
 	}
 	r, err := s.request(ctx, dec, action)
 	wg.Wait()
-	if hit != nil {
-		// Only now: the request needed a part of the budget, too.
-		release, err := s.hold(ctx, int64(proto.Size(hit)))
-		if err != nil {
-			return err
-		}
-		return stream.SendMsg((&kept{release}).around(ctx, cachedOperation(action, hit)))
+	// Only now: the request needed a part of the budget, too.
+	room := &held{f: s.Frontend, ctx: ctx}
+	defer room.drop()
+	if large {
+		hit, _ = s.cached(ctx, room, k)
 	}
+	if hit != nil {
+		s.inline(ctx, room, action.Function(), hit, *h, maxMessage-margin)
+		return stream.SendMsg(room.around(cachedOperation(action, hit)))
+	}
+	room.drop()
 	if err != nil {
 		return err
 	}
@@ -87,27 +93,33 @@ func (s execution) Execute(req *repb.ExecuteRequest, stream grpc.ServerStreaming
 
 // tell sends how an operation stands.
 func (s execution) tell(stream grpc.ServerStream, u Update, h *hints) error {
-	ctx, k := stream.Context(), &kept{}
-	defer k.drop() // what no answer has taken along
-	return stream.SendMsg(k.around(ctx, s.operation(k.in(ctx), u, h)))
+	room := &held{f: s.Frontend, ctx: stream.Context()}
+	defer room.drop() // unless the answer has taken it along
+	op, err := s.operation(room.ctx, room, u, h)
+	if err != nil {
+		return err
+	}
+	return stream.SendMsg(room.around(op))
 }
 
 // cached is the action's result if the cache has it and can tell so in time; an
-// execution is always a right answer.
-func (s execution) cached(ctx context.Context, k actioncache.Key, h hints) (r *repb.ActionResult) {
+// execution is always a right answer. Without room it leaves out what is large.
+func (s execution) cached(ctx context.Context, room *held, k actioncache.Key) (r *repb.ActionResult, large bool) {
 	asking, cancel := context.WithTimeout(ctx, cacheTimeout)
 	defer cancel()
 	err := s.protect(ctx, "cache lookup", func() (err error) {
-		r, err = s.lookup(asking, k, h)
+		r, err = s.lookup(asking, room, k)
 		return err
 	})
-	if err != nil {
-		if !blob.IsNotFound(err) && ctx.Err() == nil {
-			s.log.WarnContext(ctx, "the action cache could not be asked; executing", "action", k.Action, "err", err)
-		}
-		return nil
+	switch {
+	case err == nil:
+		return r, false
+	case errors.Is(err, errLarge):
+		return nil, true
+	case !blob.IsNotFound(err) && ctx.Err() == nil:
+		s.log.WarnContext(ctx, "the action cache could not be asked; executing", "action", k.Action, "err", err)
 	}
-	return r
+	return nil, false
 }
 
 // WaitExecution has no hints: what the worker inlined stays, if it fits.

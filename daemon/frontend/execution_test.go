@@ -484,6 +484,12 @@ func TestAClientThatVanishesDetaches(t *testing.T) {
 // Answers that wait to be sent hold a part of the budget: nothing that they wait
 // for may need more of it.
 func TestCachedExecutionsDoNotWaitForEachOther(t *testing.T) {
+	for name, stdout := range map[string][]byte{"small results": nil, "large results": random(100 << 10)} {
+		t.Run(name, func(t *testing.T) { cachedExecutions(t, stdout) })
+	}
+}
+
+func cachedExecutions(t *testing.T, stdout []byte) {
 	w := start(t)
 	out := w.store.Add(random(1 << 20))
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -495,7 +501,7 @@ func TestCachedExecutionsDoNotWaitForEachOther(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.plant(t, action, &repb.ActionResult{OutputFiles: []*repb.OutputFile{{Path: "out", Digest: wire(out)}}})
+		w.plant(t, action, &repb.ActionResult{StdoutRaw: stdout, OutputFiles: []*repb.OutputFile{{Path: "out", Digest: wire(out)}}})
 		g.Go(func() error {
 			ops, err := w.execute(ctx, &repb.ExecuteRequest{InstanceName: "i", ActionDigest: d, InlineOutputFiles: []string{"out"}})
 			if err == nil && len(ops) != 1 {

@@ -11,8 +11,8 @@
 package frontend
 
 import (
-	"context"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
@@ -44,6 +44,9 @@ type Options struct {
 	// Budget bounds the bytes that calls in flight hold; nil makes one of
 	// 256 MiB.
 	Budget *rpc.Budget
+	// MaxUploads is how many calls may bring blobs at a time, as each takes a
+	// flow-control window of memory even while it waits; 0 means 1,000.
+	MaxUploads int
 	// MaxTimeout is the longest timeout that an action may ask for, and the
 	// one of an action that asks for none; 0 means 24 hours.
 	MaxTimeout time.Duration
@@ -59,6 +62,8 @@ type Frontend struct {
 	executor Executor
 
 	budget     *rpc.Budget
+	bringing   atomic.Int64 // calls that bring blobs
+	maxUploads int64
 	recent     recent
 	maxTimeout time.Duration
 	log        *slog.Logger
@@ -71,11 +76,14 @@ type Frontend struct {
 func New(o Options) *Frontend {
 	f := &Frontend{
 		store: o.Store, uploads: o.Uploads, actions: o.ActionCache, executor: o.Executor,
-		budget: o.Budget, maxTimeout: o.MaxTimeout,
+		budget: o.Budget, maxUploads: int64(o.MaxUploads), maxTimeout: o.MaxTimeout,
 		log: o.Log.With("part", "frontend"), metrics: newMetrics(o.Registerer), health: health.NewServer(),
 	}
 	if f.budget == nil {
 		f.budget = rpc.NewBudget(256 << 20)
+	}
+	if f.maxUploads == 0 {
+		f.maxUploads = 1000
 	}
 	if f.maxTimeout == 0 {
 		f.maxTimeout = 24 * time.Hour
@@ -98,7 +106,7 @@ func (f *Frontend) ServerOptions() []grpc.ServerOption {
 func (f *Frontend) Register(s grpc.ServiceRegistrar) {
 	repb.RegisterCapabilitiesServer(s, capabilities{})
 	s.RegisterService(casDesc(), cas{Frontend: f})
-	repb.RegisterActionCacheServer(s, actionCache{Frontend: f})
+	s.RegisterService(actionCacheDesc(), actionCache{Frontend: f})
 	repb.RegisterExecutionServer(s, execution{Frontend: f})
 	s.RegisterService(&byteStreamDesc, byteStream{f})
 	longrunningpb.RegisterOperationsServer(s, operations{Frontend: f})
@@ -126,41 +134,4 @@ func (f *Frontend) SetServing(ready bool) {
 	} {
 		f.health.SetServingStatus(service, st)
 	}
-}
-
-// held is the part of the budget that one call has.
-type held struct {
-	f   *Frontend
-	ctx context.Context //nolint:containedctx // the call's, which the budget knows it by
-	n   int64
-}
-
-// take waits for n bytes, of which there must be none yet: a call that waited
-// for more while it has some could wait for others that do the same.
-func (h *held) take(n int64) error {
-	n = min(n, h.f.budget.Size())
-	if err := h.f.budget.Acquire(h.ctx, n); err != nil {
-		return err
-	}
-	h.n = n
-	return nil
-}
-
-// shrink gives back all but n bytes.
-func (h *held) shrink(n int64) {
-	if n < h.n {
-		h.f.budget.Release(h.ctx, h.n-n)
-		h.n = n
-	}
-}
-
-// hold takes n bytes of the budget, and returns what gives them back.
-func (f *Frontend) hold(ctx context.Context, n int64) (release func(), err error) {
-	if n <= 0 {
-		return func() {}, nil
-	}
-	if err := f.budget.Acquire(ctx, n); err != nil {
-		return nil, err
-	}
-	return func() { f.budget.Release(ctx, n) }, nil
 }

@@ -41,19 +41,21 @@ func inlineFields(r *repb.ActionResult, h hints) []inlineField {
 
 // inline makes r carry the inline data that the client asked for, as far as it
 // fits into room bytes, and no other unless it exists nowhere else. It reports
-// whether r fits. What cannot be read is left out: the client has its digest.
-func (f *Frontend) inline(ctx context.Context, fn digest.Function, r *repb.ActionResult, h hints, room int) bool {
-	fields := inlineFields(r, h)
+// whether r fits. What cannot be read is left out: the client has its digest. r
+// is charged to h, unless that is nil, where nothing may be asked for.
+func (f *Frontend) inline(ctx context.Context, h *held, fn digest.Function, r *repb.ActionResult, wants hints, room int) bool {
+	fields := inlineFields(r, wants)
 	for _, x := range fields {
 		if !x.wanted && x.digest != nil {
 			*x.data = nil
 		}
 	}
 	dec := &decoder{fn: fn}
-	left := room - proto.Size(r)
+	size := proto.Size(r)
+	left := room - size
 	var ds []digest.Digest
 	var into []*[]byte
-	total := int64(0)
+	total := int64(size)
 	for _, x := range fields {
 		if !x.wanted || len(*x.data) > 0 || x.digest.GetSizeBytes() <= 0 {
 			continue
@@ -65,24 +67,25 @@ func (f *Frontend) inline(ctx context.Context, fn digest.Function, r *repb.Actio
 			ds, into = append(ds, d), append(into, x.data)
 		}
 	}
+	if h != nil && h.n == 0 && total > smallAnswer && h.take(total) != nil {
+		return left >= 0 // nobody waits for it any more
+	}
 	if len(ds) > 0 {
-		release, err := f.hold(ctx, total)
-		if err != nil {
-			return left >= 0
-		}
-		defer keepUntilSent(ctx, release)
 		for i, res := range f.readAll(ctx, ds) {
 			if res.Err == nil {
 				*into[i] = res.Data
 			}
 		}
 	}
-	size := proto.Size(r) // measured once: a result may have tens of thousands of files
+	size = proto.Size(r) // measured once: a result may have tens of thousands of files
 	for i := len(fields) - 1; i >= 0 && size > room; i-- {
 		if fields[i].digest != nil {
 			size -= len(*fields[i].data)
 			*fields[i].data = nil
 		}
+	}
+	if h != nil && h.n > 0 {
+		h.set(int64(size))
 	}
 	return size <= room
 }

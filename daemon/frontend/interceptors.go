@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
 )
@@ -18,55 +19,21 @@ import (
 var errPanic = errors.New("internal error")
 
 func (f *Frontend) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
-	k := &kept{}
+	h := f.held(ctx)
 	err = f.observe(ctx, info.FullMethod, func() (err error) {
-		resp, err = next(k.in(ctx), req)
+		resp, err = next(h.in(ctx), req)
 		return err
 	})
 	if err != nil {
-		k.drop()
+		h.drop()
 		return nil, err
 	}
-	return k.around(ctx, resp), nil
-}
-
-// kept is what an answer takes of the budget until it has left.
-type kept struct{ release func() }
-
-type keptKey struct{}
-
-func (k *kept) in(ctx context.Context) context.Context { return context.WithValue(ctx, keptKey{}, k) }
-
-func (k *kept) drop() {
-	if k.release != nil {
-		k.release()
-		k.release = nil
+	if m, ok := resp.(proto.Message); ok && h.n == 0 {
+		if n := proto.Size(m); n > largeAnswer {
+			h.set(int64(n))
+		}
 	}
-}
-
-// around is the answer, to be sent in reply to the call of ctx.
-func (k *kept) around(ctx context.Context, answer any) any {
-	if k.release == nil {
-		return answer
-	}
-	held := rpc.Hold(ctx, answer, k.release)
-	k.release = nil
-	return held
-}
-
-// keepUntilSent has release called when the answer that is being made in ctx
-// has left.
-func keepUntilSent(ctx context.Context, release func()) {
-	k, ok := ctx.Value(keptKey{}).(*kept)
-	if !ok {
-		release()
-		return
-	}
-	if before := k.release; before != nil {
-		k.release = func() { before(); release() }
-		return
-	}
-	k.release = release
+	return h.around(resp), nil
 }
 
 func (f *Frontend) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {

@@ -16,8 +16,9 @@ import (
 )
 
 // operation is u as clients see it. With hints h of nil the response keeps the
-// inline data that it has.
-func (f *Frontend) operation(ctx context.Context, u Update, h *hints) *longrunningpb.Operation {
+// inline data that it has. Its bytes are charged to room, for which it may
+// wait until ctx ends, unless that is nil.
+func (f *Frontend) operation(ctx context.Context, room *held, u Update, h *hints) (*longrunningpb.Operation, error) {
 	meta := &repb.ExecuteOperationMetadata{Stage: repb.ExecutionStage_Value(u.Stage)}
 	if u.Done {
 		meta.Stage = repb.ExecutionStage_COMPLETED
@@ -32,56 +33,65 @@ func (f *Frontend) operation(ctx context.Context, u Update, h *hints) *longrunni
 	}
 	op := &longrunningpb.Operation{Name: u.Name, Metadata: toAny(meta)}
 	if u.Done {
-		finish(op, f.response(ctx, u, h))
+		r, err := f.response(ctx, room, u, h)
+		if err != nil {
+			return nil, err
+		}
+		finish(op, r)
 	}
-	return op
+	return op, nil
 }
 
 // response is what u ended with. Its status is never NOT_FOUND, which clients
 // take for a lost operation or a missing image, nor DEADLINE_EXCEEDED unless a
 // worker said so of the action; its result is set whenever its status is OK.
-func (f *Frontend) response(ctx context.Context, u Update, h *hints) *repb.ExecuteResponse {
+func (f *Frontend) response(ctx context.Context, has *held, u Update, h *hints) (*repb.ExecuteResponse, error) {
 	if u.Err != nil {
 		st := toProto(u.Err)
 		if c := codes.Code(st.Code); c == codes.NotFound || c == codes.DeadlineExceeded {
 			st.Code = int32(codes.Internal)
 		}
-		return &repb.ExecuteResponse{Status: st}
+		return &repb.ExecuteResponse{Status: st}, nil
+	}
+	if has != nil && len(u.Response) > largeAnswer {
+		if err := has.take(answerRoom); err != nil {
+			return nil, err
+		}
 	}
 	r := &repb.ExecuteResponse{}
 	if err := proto.Unmarshal(u.Response, r); err != nil {
-		return failed(codes.Internal, "the worker's response is malformed")
+		return failed(codes.Internal, "the worker's response is malformed"), nil
 	}
 	if codes.Code(r.Status.GetCode()) == codes.NotFound {
 		r.Status.Code = int32(codes.Internal)
 	}
 	if r.Result == nil {
 		if r.Status.GetCode() == int32(codes.OK) {
-			return failed(codes.Internal, "the worker's response has no result")
+			return failed(codes.Internal, "the worker's response has no result"), nil
 		}
-		return r
+		return r, nil
 	}
 	room := maxMessage - margin - (proto.Size(r) - proto.Size(r.Result))
-	if !f.fit(ctx, u.Action.Function(), r.Result, h, room) {
+	if !f.fit(ctx, has, u.Action.Function(), r.Result, h, room) {
 		f.log.WarnContext(ctx, "a result is larger than a message", "action", u.Action, "bytes", proto.Size(r))
 		if r.Status.GetCode() != int32(codes.OK) {
 			r.Result = nil
-			return r
+			return r, nil
 		}
-		return failed(codes.FailedPrecondition, "the action's result is larger than a message can be; it has too many outputs")
+		return failed(codes.FailedPrecondition, "the action's result is larger than a message can be; it has too many outputs"), nil
 	}
-	return r
+	return r, nil
 }
 
 // fit makes r fit into room bytes and carry what h asks for.
-func (f *Frontend) fit(ctx context.Context, fn digest.Function, r *repb.ActionResult, h *hints, room int) bool {
+func (f *Frontend) fit(ctx context.Context, has *held, fn digest.Function, r *repb.ActionResult, h *hints, room int) bool {
 	if h != nil {
-		return f.inline(ctx, fn, r, *h, room)
+		return f.inline(ctx, has, fn, r, *h, room)
 	}
 	if proto.Size(r) <= room {
 		return true
 	}
-	return f.inline(ctx, fn, r, hints{}, room)
+	return f.inline(ctx, has, fn, r, hints{}, room)
 }
 
 func failed(code codes.Code, text string) *repb.ExecuteResponse {

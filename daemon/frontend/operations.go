@@ -27,7 +27,7 @@ func (s operations) GetOperation(ctx context.Context, req *longrunningpb.GetOper
 	if err != nil {
 		return nil, err
 	}
-	return s.operation(ctx, u, nil), nil
+	return s.operation(ctx, s.held(ctx), u, nil)
 }
 
 func (s operations) CancelOperation(ctx context.Context, req *longrunningpb.CancelOperationRequest) (*emptypb.Empty, error) {
@@ -62,7 +62,7 @@ func (s operations) WaitOperation(ctx context.Context, req *longrunningpb.WaitOp
 	})
 	switch {
 	case last.Done || err == nil && last.Name != "":
-		return s.operation(ctx, last, nil), nil
+		return s.operation(ctx, s.held(ctx), last, nil)
 	case err != nil && (waiting.Err() == nil || ctx.Err() != nil):
 		return nil, err
 	}
@@ -101,7 +101,10 @@ func (s operations) ListOperations(ctx context.Context, req *longrunningpb.ListO
 		if u.Name <= req.PageToken || !either && u.Done != done {
 			continue
 		}
-		op := s.operation(ctx, u, &hints{})
+		op, err := s.operation(ctx, nil, u, &hints{})
+		if err != nil {
+			return nil, err
+		}
 		n := proto.Size(op) + 8
 		if k := len(resp.Operations); k == limit || k > 0 && size+n > maxMessage-margin {
 			resp.NextPageToken = resp.Operations[k-1].Name

@@ -45,18 +45,22 @@ type world struct {
 
 const budget = 16 << 20
 
-func start(t *testing.T) *world {
+func start(t *testing.T, set ...func(*frontend.Options)) *world {
 	t.Helper()
 	w := &world{
 		store: &fronttest.Store{}, actions: &fronttest.ActionCache{}, executor: &fronttest.Executor{},
 		registry: prometheus.NewRegistry(), budget: rpc.NewBudget(budget),
 	}
-	w.front = frontend.New(frontend.Options{
+	o := frontend.Options{
 		Store: w.store, Uploads: w.store, ActionCache: w.actions, Executor: w.executor,
 		MaxTimeout: time.Hour, Log: slog.New(slog.DiscardHandler), Registerer: w.registry,
 		Budget: w.budget,
-	})
-	server := grpc.NewServer(append(rpc.PublicServerOptions(), w.front.ServerOptions()...)...)
+	}
+	for _, s := range set {
+		s(&o)
+	}
+	w.front = frontend.New(o)
+	server := grpc.NewServer(append(rpc.PublicServerOptions(rpc.StreamWindow), w.front.ServerOptions()...)...)
 	w.front.Register(server)
 	l := bufconn.Listen(1 << 20)
 	served := make(chan error, 1)

@@ -107,12 +107,11 @@ func (s cas) GetTree(req *repb.GetTreeRequest, stream grpc.ServerStreamingServer
 		return err
 	}
 	// Held while the client takes its time: one page and one batch.
-	release, err := s.hold(ctx, maxMessage)
-	if err != nil {
+	room := &held{f: s.Frontend, ctx: ctx}
+	if err := room.take(maxMessage); err != nil {
 		return err
 	}
-	held := &kept{release: release}
-	defer held.drop()
+	defer room.drop()
 
 	p := pager{root: root, limit: int(req.PageSize), send: stream.Send}
 	err = s.walk(ctx, root, func(i int, d digest.Digest, dir *repb.Directory) error {
@@ -128,7 +127,7 @@ func (s cas) GetTree(req *repb.GetTreeRequest, stream grpc.ServerStreamingServer
 		return err
 	}
 	p.send = func(page *repb.GetTreeResponse) error {
-		return stream.SendMsg(held.around(ctx, page))
+		return stream.SendMsg(room.around(page))
 	}
 	return p.flush("")
 }

@@ -43,9 +43,10 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 	if err != nil {
 		return err
 	}
-	// What clients send lies in the frontend's half until it lies in the
-	// store's: one budget for both could be held by calls that wait for it.
-	half := int64(c.StreamBudget) / 2
+	// What clients send lies in their streams' windows, then in the frontend's
+	// part, then in the store's: one budget for these could be held by calls that
+	// wait for it.
+	half, quarter := int64(c.StreamBudget)/2, int64(c.StreamBudget)/4
 	store := replica.New(replica.Options{
 		Peers: b.peers, Placement: b.placement, R: c.Replicas, W: c.Acks(), Settled: b.placement.Settled, Budget: half, Log: log, Registerer: reg,
 	})
@@ -63,7 +64,7 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 	tasks.Register(b.server)
 	front := frontend.New(frontend.Options{
 		Store: store, Uploads: frontend.UploadsOf(store), ActionCache: cache, Executor: tasks,
-		Budget: rpc.NewBudget(half), MaxTimeout: c.MaxTimeout, Log: log, Registerer: reg,
+		Budget: rpc.NewBudget(quarter), MaxUploads: int(quarter / int64(c.StreamWindow)), MaxTimeout: c.MaxTimeout, Log: log, Registerer: reg,
 	})
 	b.status.Fill = func(st *pb.NodeStatus) {
 		q := tasks.Status()
@@ -71,7 +72,7 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 		m := memory.Stats()
 		st.ActionCacheEntries, st.ActionCacheBytes = int64(m.Entries), m.Bytes
 	}
-	public := grpc.NewServer(append(rpc.PublicServerOptions(), front.ServerOptions()...)...)
+	public := grpc.NewServer(append(rpc.PublicServerOptions(int32(c.StreamWindow)), front.ServerOptions()...)...)
 	front.Register(public)
 	admin.New(admin.Options{
 		Self: b.members.Self().ID, Version: version, Replicas: c.Replicas, Members: b.members, Peers: b.peers, Local: b.status, Log: log,

@@ -49,12 +49,12 @@ func (b *Budget) Size() int64 { return b.size }
 // or ctx ends. More than the connection's share is granted when it holds nothing
 // else, and more than the whole budget when nobody holds any of it.
 func (b *Budget) Acquire(ctx context.Context, n int64) error {
-	if n = min(n, b.size); n <= 0 {
+	if n <= 0 {
 		return nil
 	}
 	b.mu.Lock()
 	l := b.line(connOf(ctx))
-	if len(b.turns) == 0 && n <= b.free && l.room(n) {
+	if len(b.turns) == 0 && b.enough(n) && l.room(n) {
 		b.take(l, n)
 		b.mu.Unlock()
 		return nil
@@ -88,16 +88,24 @@ func (b *Budget) Acquire(ctx context.Context, n int64) error {
 	return ctx.Err()
 }
 
-// Release gives back what Acquire was asked for with the same context, or a part
-// of it if that was no more than Size.
+// Release gives back what Acquire or Take took with the same context, or a part
+// of it.
 func (b *Budget) Release(ctx context.Context, n int64) {
-	if n = min(n, b.size); n <= 0 {
+	if n <= 0 {
 		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.giveBack(b.lines[connOf(ctx)], n)
 	b.serve()
+}
+
+// Take takes n bytes without waiting, for what is in memory already: there may
+// be less than nothing left, and others wait until that is made up for.
+func (b *Budget) Take(ctx context.Context, n int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.take(b.line(connOf(ctx)), n)
 }
 
 func (b *Budget) line(c *conn) *line {
@@ -122,6 +130,9 @@ func (b *Budget) giveBack(l *line, n int64) {
 	b.free += n
 	b.tidy(l)
 }
+
+// enough reports whether n more may be taken of the whole.
+func (b *Budget) enough(n int64) bool { return n <= b.free || b.free == b.size }
 
 // room reports whether the line may hold n more.
 func (l *line) room(n int64) bool { return l.held == 0 || l.held+n <= l.limit }
@@ -149,7 +160,7 @@ func (b *Budget) serve() {
 			i++
 			continue
 		}
-		if d.n > b.free {
+		if !b.enough(d.n) {
 			return
 		}
 		b.take(l, d.n)

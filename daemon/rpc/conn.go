@@ -36,7 +36,17 @@ func (connections) HandleConn(ctx context.Context, e stats.ConnStats) {
 }
 
 func (connections) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
-func (connections) HandleRPC(context.Context, stats.RPCStats)                       {}
+
+// HandleRPC sees each message that has been given to the transport. Of a call
+// that was over by then the transport may have dropped it without a word; of one
+// that wasn't, it reports when the message has left or is dropped.
+func (connections) HandleRPC(ctx context.Context, e stats.RPCStats) {
+	if sent, ok := e.(*stats.OutPayload); ok && ctx.Err() != nil {
+		if h, ok := sent.Payload.(*holding); ok {
+			h.free()
+		}
+	}
+}
 
 // end gives back what is held for messages that now will never leave: gRPC
 // drops them without a word.

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/stats"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
@@ -32,7 +33,7 @@ func TestHeldUntilSent(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var released atomic.Int32
 			returned := make(chan struct{}, 1)
-			s := grpc.NewServer(append(PublicServerOptions(), grpc.UnknownServiceHandler(func(_ any, ss grpc.ServerStream) error {
+			s := grpc.NewServer(append(PublicServerOptions(StreamWindow), grpc.UnknownServiceHandler(func(_ any, ss grpc.ServerStream) error {
 				defer func() { returned <- struct{}{} }()
 				return ss.SendMsg(Hold(ss.Context(), wrapperspb.Bytes(make([]byte, size)), func() { released.Add(1) }))
 			}))...)
@@ -78,6 +79,51 @@ func TestHoldOnAConnectionThatEnded(t *testing.T) {
 	if released != 1 {
 		t.Errorf("released %d times", released)
 	}
+}
+
+// gRPC drops a message without a word that it is given when its call was reset.
+func TestHoldOfACallThatWasReset(t *testing.T) {
+	var calls connections
+	ctx, reset := context.WithCancel(calls.TagConn(t.Context(), nil))
+	released := 0
+	m := Hold(ctx, &wrapperspb.BytesValue{}, func() { released++ })
+	calls.HandleRPC(ctx, &stats.OutPayload{Payload: m})
+	if released != 0 {
+		t.Fatal("released while the message is on its way")
+	}
+	reset()
+	calls.HandleRPC(ctx, &stats.OutPayload{Payload: m})
+	if released != 1 || len(connOf(ctx).held) > 0 {
+		t.Errorf("released %d times", released)
+	}
+}
+
+// What was taken without waiting is made up for before anybody else gets more.
+func TestBudgetDebts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var tag connections
+		one, two := tag.TagConn(t.Context(), nil), tag.TagConn(t.Context(), nil)
+		b := NewBudget(100)
+		b.Take(one, 150)
+		granted := false
+		go func() { granted = b.Acquire(two, 10) == nil }()
+		synctest.Wait()
+		b.Release(one, 55)
+		synctest.Wait()
+		if granted {
+			t.Fatal("granted from a debt")
+		}
+		b.Release(one, 5)
+		synctest.Wait()
+		if !granted {
+			t.Fatal("not granted from what there is")
+		}
+		b.Release(two, 10)
+		b.Release(one, 90)
+		if b.free != 100 || len(b.lines) > 0 || len(b.turns) > 0 {
+			t.Errorf("%d free, %d lines, %d turns", b.free, len(b.lines), len(b.turns))
+		}
+	})
 }
 
 // One connection gets a quarter, whatever it asks for, and others go on.
