@@ -98,6 +98,7 @@ func (f *Frontend) find(ctx context.Context, h *held, k actioncache.Key) (r *rep
 		f.log.WarnContext(ctx, "a result is larger than a message and taken for a miss", "action", k.Action, "bytes", proto.Size(r))
 		return nil, "oversize", blob.ErrNotFound
 	}
+	f.near.Made(r.GetExecutionMetadata().GetWorker(), k.Action.Function(), r)
 	return r, "hit", nil
 }
 

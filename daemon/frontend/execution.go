@@ -67,7 +67,7 @@ func (s execution) Execute(req *repb.ExecuteRequest, stream grpc.ServerStreaming
 	if !req.SkipCacheLookup {
 		wg.Go(func() { hit, large = s.cached(ctx, nil, k) })
 	}
-	r, err := s.request(ctx, dec, action)
+	r, root, err := s.request(ctx, dec, action)
 	wg.Wait()
 	// Only now: the request needed a part of the budget, too.
 	room := &held{f: s.Frontend, ctx: ctx}
@@ -86,7 +86,17 @@ func (s execution) Execute(req *repb.ExecuteRequest, stream grpc.ServerStreaming
 	r.Instance = req.InstanceName
 	r.Priority = req.ExecutionPolicy.GetPriority()
 	r.Metadata, r.Invocation = requestMetadata(ctx)
+	parts, unknown := s.locate(&r, root)
+	if len(unknown) > 0 {
+		learning, cancel := context.WithCancel(ctx)
+		wg.Go(func() { s.learn(learning, root, unknown) })
+		defer wg.Wait()
+		defer cancel()
+	}
 	return s.executor.Execute(ctx, r, func(u Update) error {
+		if u.Done && u.Err == nil {
+			s.near.Used(u.Worker, parts)
+		}
 		return s.tell(stream, u, h)
 	})
 }
@@ -133,55 +143,56 @@ func (s execution) WaitExecution(req *repb.WaitExecutionRequest, stream grpc.Ser
 	})
 }
 
-// request reads what there is to know about the action, and checks it.
-func (s execution) request(ctx context.Context, dec *decoder, action digest.Digest) (Request, error) {
-	r := Request{Action: action}
+// request reads what there is to know about the action, and checks it. root is
+// that of its inputs.
+func (s execution) request(ctx context.Context, dec *decoder, action digest.Digest) (r Request, root digest.Digest, err error) {
+	r.Action = action
 	if action.Size() > maxAction {
-		return r, invalid("action_digest", "%d bytes are more than an Action may have", action.Size())
+		return r, root, invalid("action_digest", "%d bytes are more than an Action may have", action.Size())
 	}
 	release, err := s.hold(ctx, action.Size())
 	if err != nil {
-		return r, err
+		return r, root, err
 	}
 	res := s.readRecent(ctx, []digest.Digest{action})[0]
 	release()
 	if blob.IsNotFound(res.Err) {
-		return r, missingBlobs([]digest.Digest{action})
+		return r, root, missingBlobs([]digest.Digest{action})
 	}
 	if res.Err != nil {
-		return r, fmt.Errorf("read action %s: %w", action, res.Err)
+		return r, root, fmt.Errorf("read action %s: %w", action, res.Err)
 	}
 	a := &repb.Action{}
 	if err := proto.Unmarshal(res.Data, a); err != nil {
-		return r, invalid("action_digest", "%s is no Action: %s", action, clip(err.Error()))
+		return r, root, invalid("action_digest", "%s is no Action: %s", action, clip(err.Error()))
 	}
 	r.ActionBlob, r.DoNotCache = res.Data, a.DoNotCache
 	if r.Timeout, err = s.checkTimeout(a); err != nil {
-		return r, err
+		return r, root, err
 	}
 	command, err := dec.digest(a.CommandDigest, "action.command_digest")
 	if err != nil {
-		return r, err
+		return r, root, err
 	}
-	root, err := dec.digest(a.InputRootDigest, "action.input_root_digest")
+	root, err = dec.digest(a.InputRootDigest, "action.input_root_digest")
 	if err != nil {
-		return r, err
+		return r, root, err
 	}
 	if command.Size() > maxCommand {
-		return r, invalid("action.command_digest", "%d bytes are more than a Command may have", command.Size())
+		return r, root, invalid("action.command_digest", "%d bytes are more than a Command may have", command.Size())
 	}
 	if r.CommandBlob, r.RootBlob, err = s.inputs(ctx, command, root); err != nil {
-		return r, err
+		return r, root, err
 	}
 	c := &repb.Command{}
 	if err := proto.Unmarshal(r.CommandBlob, c); err != nil {
-		return r, invalid("action.command_digest", "%s is no Command: %s", command, clip(err.Error()))
+		return r, root, invalid("action.command_digest", "%s is no Command: %s", command, clip(err.Error()))
 	}
 	if err := checkCommand(c); err != nil {
-		return r, err
+		return r, root, err
 	}
 	r.Platform, r.FirstOutput = platform(a, c), firstOutput(c)
-	return r, nil
+	return r, root, nil
 }
 
 // inputs reads the command and, if it is small enough to travel with the offer

@@ -438,6 +438,36 @@ func TestResponsesFitIntoMessages(t *testing.T) {
 	})
 }
 
+// An action's request says which workers have its inputs, once another one has
+// run with them, though nobody uploaded their directories through this frontend.
+func TestRequestsSayWhoHasTheInputs(t *testing.T) {
+	w := start(t)
+	sdk := wire(sha("sdk"))
+	sdk.SizeBytes = 300 << 20
+	lib := w.add(t, &repb.Directory{Files: []*repb.FileNode{{Name: "sdk", Digest: sdk}}})
+	root := w.add(t, &repb.Directory{Directories: []*repb.DirectoryNode{{Name: "lib", Digest: lib}}})
+	result := marshal(t, &repb.ExecuteResponse{Result: &repb.ActionResult{}})
+	w.executor.Script = func(_ context.Context, r frontend.Request, send func(frontend.Update) error) error {
+		time.Sleep(5 * time.Millisecond) // as long as an action takes
+		return send(frontend.Update{Name: "op", Action: r.Action, Worker: "worker", Done: true, Response: result})
+	}
+	for i := range byte(100) {
+		_, err := w.execute(t.Context(), &repb.ExecuteRequest{ActionDigest: w.action(t, func(a *repb.Action, _ *repb.Command) {
+			a.Salt, a.InputRootDigest = []byte{i}, root
+		})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if near := w.executor.Requests()[i].Near; len(near) > 0 {
+			if len(near) != 1 || near[0].Worker != "worker" || near[0].Bytes != sdk.SizeBytes {
+				t.Errorf("near are %v", near)
+			}
+			return
+		}
+	}
+	t.Error("nobody is near after a hundred actions with the same inputs")
+}
+
 func TestWaitExecution(t *testing.T) {
 	w := start(t)
 	_, err := follow(w.exec().WaitExecution(t.Context(), &repb.WaitExecutionRequest{Name: "unknown"}))

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
+	"github.com/remex-build/terraform-provider-remex/daemon/scheduler/near"
 )
 
 // Sizes of messages. A client's library receives at most 4 MiB unless told
@@ -47,6 +48,10 @@ type Options struct {
 	// MaxUploads is how many calls may bring blobs at a time, as each takes a
 	// flow-control window of memory even while it waits; 0 means 1,000.
 	MaxUploads int
+	// Owners names the workers whose disks own a partition, which are the
+	// nearest to an action that has large files in it; nil means that nobody
+	// knows.
+	Owners func(partition uint16) []string
 	// MaxTimeout is the longest timeout that an action may ask for, and the
 	// one of an action that asks for none; 0 means 24 hours.
 	MaxTimeout time.Duration
@@ -65,6 +70,8 @@ type Frontend struct {
 	bringing   atomic.Int64 // calls that bring blobs
 	maxUploads int64
 	recent     recent
+	near       *near.Map
+	learning   atomic.Bool // one call learns
 	maxTimeout time.Duration
 	log        *slog.Logger
 	metrics    *metrics
@@ -82,6 +89,10 @@ func New(o Options) *Frontend {
 	if f.budget == nil {
 		f.budget = rpc.NewBudget(256 << 20)
 	}
+	if o.Owners == nil {
+		o.Owners = func(uint16) []string { return nil }
+	}
+	f.near = near.New(o.Owners)
 	if f.maxUploads == 0 {
 		f.maxUploads = 1000
 	}

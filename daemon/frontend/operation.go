@@ -71,6 +71,7 @@ func (f *Frontend) response(ctx context.Context, has *held, u Update, h *hints) 
 		}
 		return r, nil
 	}
+	f.near.Made(u.Worker, u.Action.Function(), r.Result)
 	room := maxMessage - margin - (proto.Size(r) - proto.Size(r.Result))
 	if !f.fit(ctx, has, u.Action.Function(), r.Result, h, room) {
 		f.log.WarnContext(ctx, "a result is larger than a message", "action", u.Action, "bytes", proto.Size(r))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/remex-build/terraform-provider-remex/daemon/admin"
 	"github.com/remex-build/terraform-provider-remex/daemon/blob/replica"
 	"github.com/remex-build/terraform-provider-remex/daemon/cluster"
+	"github.com/remex-build/terraform-provider-remex/daemon/cluster/placement"
 	"github.com/remex-build/terraform-provider-remex/daemon/config"
 	"github.com/remex-build/terraform-provider-remex/daemon/frontend"
 	pb "github.com/remex-build/terraform-provider-remex/daemon/proto"
@@ -64,7 +66,7 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 	tasks.Register(b.server)
 	front := frontend.New(frontend.Options{
 		Store: store, Uploads: frontend.UploadsOf(store), ActionCache: cache, Executor: tasks,
-		Budget: rpc.NewBudget(quarter), MaxUploads: int(quarter / int64(c.StreamWindow)), MaxTimeout: c.MaxTimeout, Log: log, Registerer: reg,
+		Budget: rpc.NewBudget(quarter), MaxUploads: int(quarter / int64(c.StreamWindow)), Owners: b.owners(), MaxTimeout: c.MaxTimeout, Log: log, Registerer: reg,
 	})
 	b.status.Fill = func(st *pb.NodeStatus) {
 		q := tasks.Status()
@@ -99,4 +101,29 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 		return fmt.Errorf("scheduler %s: %w", c.Name, err)
 	}
 	return nil
+}
+
+// owners tells which workers' disks own a partition, by the workers' names.
+func (b *base) owners() func(partition uint16) []string {
+	type named struct {
+		table *placement.Table
+		names map[cluster.DiskID]string
+	}
+	var last atomic.Pointer[named]
+	return func(p uint16) (names []string) {
+		n, table := last.Load(), b.placement.Table()
+		if n == nil || n.table != table {
+			n = &named{table, make(map[cluster.DiskID]string)}
+			for _, m := range b.members.View().Role(cluster.Worker) {
+				n.names[m.Disk] = m.Name
+			}
+			last.Store(n)
+		}
+		for _, d := range table.Owners(p) {
+			if name := n.names[d.ID]; name != "" {
+				names = append(names, name)
+			}
+		}
+		return names
+	}
 }

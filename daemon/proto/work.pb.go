@@ -1151,6 +1151,7 @@ type ExecuteTask struct {
 	ActionBlob    []byte                 `protobuf:"bytes,12,opt,name=action_blob,json=actionBlob,proto3" json:"action_blob,omitempty"`
 	CommandBlob   []byte                 `protobuf:"bytes,13,opt,name=command_blob,json=commandBlob,proto3" json:"command_blob,omitempty"`
 	RootBlob      []byte                 `protobuf:"bytes,14,opt,name=root_blob,json=rootBlob,proto3" json:"root_blob,omitempty"`
+	Near          []*ExecuteTask_Near    `protobuf:"bytes,15,rep,name=near,proto3" json:"near,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1279,6 +1280,13 @@ func (x *ExecuteTask) GetCommandBlob() []byte {
 func (x *ExecuteTask) GetRootBlob() []byte {
 	if x != nil {
 		return x.RootBlob
+	}
+	return nil
+}
+
+func (x *ExecuteTask) GetNear() []*ExecuteTask_Near {
+	if x != nil {
+		return x.Near
 	}
 	return nil
 }
@@ -2903,6 +2911,58 @@ func (x *SchedulerItem_Own) GetFrom() string {
 	return ""
 }
 
+type ExecuteTask_Near struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Worker        string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecuteTask_Near) Reset() {
+	*x = ExecuteTask_Near{}
+	mi := &file_work_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecuteTask_Near) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecuteTask_Near) ProtoMessage() {}
+
+func (x *ExecuteTask_Near) ProtoReflect() protoreflect.Message {
+	mi := &file_work_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecuteTask_Near.ProtoReflect.Descriptor instead.
+func (*ExecuteTask_Near) Descriptor() ([]byte, []int) {
+	return file_work_proto_rawDescGZIP(), []int{12, 0}
+}
+
+func (x *ExecuteTask_Near) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *ExecuteTask_Near) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 type CallerItem_Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2914,7 +2974,7 @@ type CallerItem_Hello struct {
 
 func (x *CallerItem_Hello) Reset() {
 	*x = CallerItem_Hello{}
-	mi := &file_work_proto_msgTypes[37]
+	mi := &file_work_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2926,7 +2986,7 @@ func (x *CallerItem_Hello) String() string {
 func (*CallerItem_Hello) ProtoMessage() {}
 
 func (x *CallerItem_Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[37]
+	mi := &file_work_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2972,7 +3032,7 @@ type CallerItem_Beat struct {
 
 func (x *CallerItem_Beat) Reset() {
 	*x = CallerItem_Beat{}
-	mi := &file_work_proto_msgTypes[38]
+	mi := &file_work_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2984,7 +3044,7 @@ func (x *CallerItem_Beat) String() string {
 func (*CallerItem_Beat) ProtoMessage() {}
 
 func (x *CallerItem_Beat) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[38]
+	mi := &file_work_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3021,7 +3081,7 @@ type CallerItem_Submit struct {
 
 func (x *CallerItem_Submit) Reset() {
 	*x = CallerItem_Submit{}
-	mi := &file_work_proto_msgTypes[39]
+	mi := &file_work_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3033,7 +3093,7 @@ func (x *CallerItem_Submit) String() string {
 func (*CallerItem_Submit) ProtoMessage() {}
 
 func (x *CallerItem_Submit) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[39]
+	mi := &file_work_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3103,7 +3163,7 @@ type CallerItem_Named struct {
 
 func (x *CallerItem_Named) Reset() {
 	*x = CallerItem_Named{}
-	mi := &file_work_proto_msgTypes[40]
+	mi := &file_work_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3115,7 +3175,7 @@ func (x *CallerItem_Named) String() string {
 func (*CallerItem_Named) ProtoMessage() {}
 
 func (x *CallerItem_Named) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[40]
+	mi := &file_work_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3168,7 +3228,7 @@ type CallerItem_Detach struct {
 
 func (x *CallerItem_Detach) Reset() {
 	*x = CallerItem_Detach{}
-	mi := &file_work_proto_msgTypes[41]
+	mi := &file_work_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3180,7 +3240,7 @@ func (x *CallerItem_Detach) String() string {
 func (*CallerItem_Detach) ProtoMessage() {}
 
 func (x *CallerItem_Detach) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[41]
+	mi := &file_work_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3212,7 +3272,7 @@ type CallerItem_Keys struct {
 
 func (x *CallerItem_Keys) Reset() {
 	*x = CallerItem_Keys{}
-	mi := &file_work_proto_msgTypes[42]
+	mi := &file_work_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3224,7 +3284,7 @@ func (x *CallerItem_Keys) String() string {
 func (*CallerItem_Keys) ProtoMessage() {}
 
 func (x *CallerItem_Keys) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[42]
+	mi := &file_work_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3255,7 +3315,7 @@ type CallerItem_Opened struct {
 
 func (x *CallerItem_Opened) Reset() {
 	*x = CallerItem_Opened{}
-	mi := &file_work_proto_msgTypes[43]
+	mi := &file_work_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3267,7 +3327,7 @@ func (x *CallerItem_Opened) String() string {
 func (*CallerItem_Opened) ProtoMessage() {}
 
 func (x *CallerItem_Opened) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[43]
+	mi := &file_work_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3293,7 +3353,7 @@ type OwnerItem_Hello struct {
 
 func (x *OwnerItem_Hello) Reset() {
 	*x = OwnerItem_Hello{}
-	mi := &file_work_proto_msgTypes[44]
+	mi := &file_work_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3305,7 +3365,7 @@ func (x *OwnerItem_Hello) String() string {
 func (*OwnerItem_Hello) ProtoMessage() {}
 
 func (x *OwnerItem_Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[44]
+	mi := &file_work_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3343,7 +3403,7 @@ type OwnerItem_Beat struct {
 
 func (x *OwnerItem_Beat) Reset() {
 	*x = OwnerItem_Beat{}
-	mi := &file_work_proto_msgTypes[45]
+	mi := &file_work_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3355,7 +3415,7 @@ func (x *OwnerItem_Beat) String() string {
 func (*OwnerItem_Beat) ProtoMessage() {}
 
 func (x *OwnerItem_Beat) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[45]
+	mi := &file_work_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3381,7 +3441,7 @@ type OwnerItem_Update struct {
 
 func (x *OwnerItem_Update) Reset() {
 	*x = OwnerItem_Update{}
-	mi := &file_work_proto_msgTypes[46]
+	mi := &file_work_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3393,7 +3453,7 @@ func (x *OwnerItem_Update) String() string {
 func (*OwnerItem_Update) ProtoMessage() {}
 
 func (x *OwnerItem_Update) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[46]
+	mi := &file_work_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3432,7 +3492,7 @@ type OwnerItem_Gone struct {
 
 func (x *OwnerItem_Gone) Reset() {
 	*x = OwnerItem_Gone{}
-	mi := &file_work_proto_msgTypes[47]
+	mi := &file_work_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3444,7 +3504,7 @@ func (x *OwnerItem_Gone) String() string {
 func (*OwnerItem_Gone) ProtoMessage() {}
 
 func (x *OwnerItem_Gone) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[47]
+	mi := &file_work_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3476,7 +3536,7 @@ type OwnerItem_NotMine struct {
 
 func (x *OwnerItem_NotMine) Reset() {
 	*x = OwnerItem_NotMine{}
-	mi := &file_work_proto_msgTypes[48]
+	mi := &file_work_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3488,7 +3548,7 @@ func (x *OwnerItem_NotMine) String() string {
 func (*OwnerItem_NotMine) ProtoMessage() {}
 
 func (x *OwnerItem_NotMine) ProtoReflect() protoreflect.Message {
-	mi := &file_work_proto_msgTypes[48]
+	mi := &file_work_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3661,7 +3721,7 @@ const file_work_proto_rawDesc = "" +
 	"\x04item\"<\n" +
 	"\x10PlatformProperty\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\xca\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xb0\x04\n" +
 	"\vExecuteTask\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x14\n" +
 	"\x05scope\x18\x02 \x01(\tR\x05scope\x12\x16\n" +
@@ -3682,7 +3742,11 @@ const file_work_proto_rawDesc = "" +
 	"\vaction_blob\x18\f \x01(\fR\n" +
 	"actionBlob\x12!\n" +
 	"\fcommand_blob\x18\r \x01(\fR\vcommandBlob\x12\x1b\n" +
-	"\troot_blob\x18\x0e \x01(\fR\brootBlob\"S\n" +
+	"\troot_blob\x18\x0e \x01(\fR\brootBlob\x12.\n" +
+	"\x04near\x18\x0f \x03(\v2\x1a.remex.v1.ExecuteTask.NearR\x04near\x1a4\n" +
+	"\x04Near\x12\x16\n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"S\n" +
 	"\aTaskKey\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x14\n" +
 	"\x05scope\x18\x02 \x01(\x06R\x05scope\x12\x16\n" +
@@ -3778,7 +3842,7 @@ func file_work_proto_rawDescGZIP() []byte {
 }
 
 var file_work_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_work_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_work_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_work_proto_goTypes = []any{
 	(AttemptState)(0),              // 0: remex.v1.AttemptState
 	(*FromWorker)(nil),             // 1: remex.v1.FromWorker
@@ -3818,18 +3882,19 @@ var file_work_proto_goTypes = []any{
 	(*SchedulerItem_GiveBack)(nil), // 35: remex.v1.SchedulerItem.GiveBack
 	(*SchedulerItem_Bid)(nil),      // 36: remex.v1.SchedulerItem.Bid
 	(*SchedulerItem_Own)(nil),      // 37: remex.v1.SchedulerItem.Own
-	(*CallerItem_Hello)(nil),       // 38: remex.v1.CallerItem.Hello
-	(*CallerItem_Beat)(nil),        // 39: remex.v1.CallerItem.Beat
-	(*CallerItem_Submit)(nil),      // 40: remex.v1.CallerItem.Submit
-	(*CallerItem_Named)(nil),       // 41: remex.v1.CallerItem.Named
-	(*CallerItem_Detach)(nil),      // 42: remex.v1.CallerItem.Detach
-	(*CallerItem_Keys)(nil),        // 43: remex.v1.CallerItem.Keys
-	(*CallerItem_Opened)(nil),      // 44: remex.v1.CallerItem.Opened
-	(*OwnerItem_Hello)(nil),        // 45: remex.v1.OwnerItem.Hello
-	(*OwnerItem_Beat)(nil),         // 46: remex.v1.OwnerItem.Beat
-	(*OwnerItem_Update)(nil),       // 47: remex.v1.OwnerItem.Update
-	(*OwnerItem_Gone)(nil),         // 48: remex.v1.OwnerItem.Gone
-	(*OwnerItem_NotMine)(nil),      // 49: remex.v1.OwnerItem.NotMine
+	(*ExecuteTask_Near)(nil),       // 38: remex.v1.ExecuteTask.Near
+	(*CallerItem_Hello)(nil),       // 39: remex.v1.CallerItem.Hello
+	(*CallerItem_Beat)(nil),        // 40: remex.v1.CallerItem.Beat
+	(*CallerItem_Submit)(nil),      // 41: remex.v1.CallerItem.Submit
+	(*CallerItem_Named)(nil),       // 42: remex.v1.CallerItem.Named
+	(*CallerItem_Detach)(nil),      // 43: remex.v1.CallerItem.Detach
+	(*CallerItem_Keys)(nil),        // 44: remex.v1.CallerItem.Keys
+	(*CallerItem_Opened)(nil),      // 45: remex.v1.CallerItem.Opened
+	(*OwnerItem_Hello)(nil),        // 46: remex.v1.OwnerItem.Hello
+	(*OwnerItem_Beat)(nil),         // 47: remex.v1.OwnerItem.Beat
+	(*OwnerItem_Update)(nil),       // 48: remex.v1.OwnerItem.Update
+	(*OwnerItem_Gone)(nil),         // 49: remex.v1.OwnerItem.Gone
+	(*OwnerItem_NotMine)(nil),      // 50: remex.v1.OwnerItem.NotMine
 }
 var file_work_proto_depIdxs = []int32{
 	9,  // 0: remex.v1.FromWorker.items:type_name -> remex.v1.WorkerItem
@@ -3863,46 +3928,47 @@ var file_work_proto_depIdxs = []int32{
 	37, // 28: remex.v1.SchedulerItem.own:type_name -> remex.v1.SchedulerItem.Own
 	8,  // 29: remex.v1.SchedulerItem.fence:type_name -> remex.v1.SchedulerFence
 	12, // 30: remex.v1.ExecuteTask.platform:type_name -> remex.v1.PlatformProperty
-	38, // 31: remex.v1.CallerItem.hello:type_name -> remex.v1.CallerItem.Hello
-	39, // 32: remex.v1.CallerItem.beat:type_name -> remex.v1.CallerItem.Beat
-	40, // 33: remex.v1.CallerItem.submit:type_name -> remex.v1.CallerItem.Submit
-	41, // 34: remex.v1.CallerItem.attach:type_name -> remex.v1.CallerItem.Named
-	41, // 35: remex.v1.CallerItem.look:type_name -> remex.v1.CallerItem.Named
-	41, // 36: remex.v1.CallerItem.cancel:type_name -> remex.v1.CallerItem.Named
-	42, // 37: remex.v1.CallerItem.detach:type_name -> remex.v1.CallerItem.Detach
-	43, // 38: remex.v1.CallerItem.keeps:type_name -> remex.v1.CallerItem.Keys
-	43, // 39: remex.v1.CallerItem.releases:type_name -> remex.v1.CallerItem.Keys
-	44, // 40: remex.v1.CallerItem.opened:type_name -> remex.v1.CallerItem.Opened
-	45, // 41: remex.v1.OwnerItem.hello:type_name -> remex.v1.OwnerItem.Hello
-	46, // 42: remex.v1.OwnerItem.beat:type_name -> remex.v1.OwnerItem.Beat
-	47, // 43: remex.v1.OwnerItem.update:type_name -> remex.v1.OwnerItem.Update
-	48, // 44: remex.v1.OwnerItem.gone:type_name -> remex.v1.OwnerItem.Gone
-	49, // 45: remex.v1.OwnerItem.not_mine:type_name -> remex.v1.OwnerItem.NotMine
-	8,  // 46: remex.v1.OwnerItem.fenced:type_name -> remex.v1.SchedulerFence
-	7,  // 47: remex.v1.WorkerItem.Hello.properties:type_name -> remex.v1.WorkerProperty
-	6,  // 48: remex.v1.WorkerItem.Hello.attempts:type_name -> remex.v1.HeldAttempt
-	30, // 49: remex.v1.WorkerItem.Beat.heard:type_name -> remex.v1.WorkerItem.Beat.Heard
-	5,  // 50: remex.v1.WorkerItem.Refuse.ref:type_name -> remex.v1.AttemptRef
-	5,  // 51: remex.v1.WorkerItem.Started.ref:type_name -> remex.v1.AttemptRef
-	5,  // 52: remex.v1.WorkerItem.Done.ref:type_name -> remex.v1.AttemptRef
-	5,  // 53: remex.v1.WorkerItem.Withdrawn.ref:type_name -> remex.v1.AttemptRef
-	6,  // 54: remex.v1.WorkerItem.Inventory.attempts:type_name -> remex.v1.HeldAttempt
-	5,  // 55: remex.v1.WorkerItem.Disowned.ref:type_name -> remex.v1.AttemptRef
-	10, // 56: remex.v1.SchedulerItem.Offer.task:type_name -> remex.v1.WorkTask
-	5,  // 57: remex.v1.SchedulerItem.Own.ref:type_name -> remex.v1.AttemptRef
-	30, // 58: remex.v1.CallerItem.Beat.heard:type_name -> remex.v1.WorkerItem.Beat.Heard
-	13, // 59: remex.v1.CallerItem.Submit.request:type_name -> remex.v1.ExecuteTask
-	14, // 60: remex.v1.CallerItem.Keys.keys:type_name -> remex.v1.TaskKey
-	16, // 61: remex.v1.OwnerItem.Update.update:type_name -> remex.v1.TaskUpdate
-	1,  // 62: remex.v1.Work.Worker:input_type -> remex.v1.FromWorker
-	3,  // 63: remex.v1.Work.Peer:input_type -> remex.v1.FromPeer
-	2,  // 64: remex.v1.Work.Worker:output_type -> remex.v1.ToWorker
-	4,  // 65: remex.v1.Work.Peer:output_type -> remex.v1.ToPeer
-	64, // [64:66] is the sub-list for method output_type
-	62, // [62:64] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	38, // 31: remex.v1.ExecuteTask.near:type_name -> remex.v1.ExecuteTask.Near
+	39, // 32: remex.v1.CallerItem.hello:type_name -> remex.v1.CallerItem.Hello
+	40, // 33: remex.v1.CallerItem.beat:type_name -> remex.v1.CallerItem.Beat
+	41, // 34: remex.v1.CallerItem.submit:type_name -> remex.v1.CallerItem.Submit
+	42, // 35: remex.v1.CallerItem.attach:type_name -> remex.v1.CallerItem.Named
+	42, // 36: remex.v1.CallerItem.look:type_name -> remex.v1.CallerItem.Named
+	42, // 37: remex.v1.CallerItem.cancel:type_name -> remex.v1.CallerItem.Named
+	43, // 38: remex.v1.CallerItem.detach:type_name -> remex.v1.CallerItem.Detach
+	44, // 39: remex.v1.CallerItem.keeps:type_name -> remex.v1.CallerItem.Keys
+	44, // 40: remex.v1.CallerItem.releases:type_name -> remex.v1.CallerItem.Keys
+	45, // 41: remex.v1.CallerItem.opened:type_name -> remex.v1.CallerItem.Opened
+	46, // 42: remex.v1.OwnerItem.hello:type_name -> remex.v1.OwnerItem.Hello
+	47, // 43: remex.v1.OwnerItem.beat:type_name -> remex.v1.OwnerItem.Beat
+	48, // 44: remex.v1.OwnerItem.update:type_name -> remex.v1.OwnerItem.Update
+	49, // 45: remex.v1.OwnerItem.gone:type_name -> remex.v1.OwnerItem.Gone
+	50, // 46: remex.v1.OwnerItem.not_mine:type_name -> remex.v1.OwnerItem.NotMine
+	8,  // 47: remex.v1.OwnerItem.fenced:type_name -> remex.v1.SchedulerFence
+	7,  // 48: remex.v1.WorkerItem.Hello.properties:type_name -> remex.v1.WorkerProperty
+	6,  // 49: remex.v1.WorkerItem.Hello.attempts:type_name -> remex.v1.HeldAttempt
+	30, // 50: remex.v1.WorkerItem.Beat.heard:type_name -> remex.v1.WorkerItem.Beat.Heard
+	5,  // 51: remex.v1.WorkerItem.Refuse.ref:type_name -> remex.v1.AttemptRef
+	5,  // 52: remex.v1.WorkerItem.Started.ref:type_name -> remex.v1.AttemptRef
+	5,  // 53: remex.v1.WorkerItem.Done.ref:type_name -> remex.v1.AttemptRef
+	5,  // 54: remex.v1.WorkerItem.Withdrawn.ref:type_name -> remex.v1.AttemptRef
+	6,  // 55: remex.v1.WorkerItem.Inventory.attempts:type_name -> remex.v1.HeldAttempt
+	5,  // 56: remex.v1.WorkerItem.Disowned.ref:type_name -> remex.v1.AttemptRef
+	10, // 57: remex.v1.SchedulerItem.Offer.task:type_name -> remex.v1.WorkTask
+	5,  // 58: remex.v1.SchedulerItem.Own.ref:type_name -> remex.v1.AttemptRef
+	30, // 59: remex.v1.CallerItem.Beat.heard:type_name -> remex.v1.WorkerItem.Beat.Heard
+	13, // 60: remex.v1.CallerItem.Submit.request:type_name -> remex.v1.ExecuteTask
+	14, // 61: remex.v1.CallerItem.Keys.keys:type_name -> remex.v1.TaskKey
+	16, // 62: remex.v1.OwnerItem.Update.update:type_name -> remex.v1.TaskUpdate
+	1,  // 63: remex.v1.Work.Worker:input_type -> remex.v1.FromWorker
+	3,  // 64: remex.v1.Work.Peer:input_type -> remex.v1.FromPeer
+	2,  // 65: remex.v1.Work.Worker:output_type -> remex.v1.ToWorker
+	4,  // 66: remex.v1.Work.Peer:output_type -> remex.v1.ToPeer
+	65, // [65:67] is the sub-list for method output_type
+	63, // [63:65] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_work_proto_init() }
@@ -3964,7 +4030,7 @@ func file_work_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_work_proto_rawDesc), len(file_work_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   49,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -79,22 +79,35 @@ func (c *Core) enqueue(now time.Time, t *task) {
 	c.rebid = true
 }
 
-// choose picks among the workers that lend a slot: always the same one for the
-// same first output, as far as possible, since that one has most of the inputs
+// choose picks among the workers that lend a slot the one that has the most
+// bytes of the inputs; among those that have as many, as far as possible always
+// the same one for the same first output, since that one has most of the inputs
 // of the action's last version.
 func (c *Core) choose(now time.Time, t *task) *worker {
 	var best *worker
+	var most int64
 	var top uint64
 	for w := range c.lenders {
 		if !w.usable(now) || !t.plat.fit(w.pool) || t.avoids(now, w) {
 			continue
 		}
+		bytes := t.near(w)
 		s := mix(w.hash ^ xxhash.Sum64String(t.req.FirstOutput))
-		if best == nil || s > top || s == top && w.id < best.id {
-			best, top = w, s
+		if best == nil || bytes > most || bytes == most && (s > top || s == top && w.id < best.id) {
+			best, most, top = w, bytes, s
 		}
 	}
 	return best
+}
+
+// near is how many bytes of the task's inputs the worker is known to have.
+func (t *task) near(w *worker) int64 {
+	for _, n := range t.req.Near {
+		if n.Worker == w.name {
+			return n.Bytes
+		}
+	}
+	return 0
 }
 
 // mix is a finalizer: each bit of the result depends on all of x.

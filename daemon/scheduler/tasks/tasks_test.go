@@ -462,6 +462,25 @@ func TestPlacing(t *testing.T) {
 		r.pass(100*time.Millisecond, "w")
 		r.offer("w")
 	})
+	t.Run("most bytes of the inputs go before the first output", func(t *testing.T) {
+		for _, want := range []string{"w0", "w1", "w2"} {
+			r := newRig(t)
+			for i := range 3 {
+				r.up(fmt.Sprint("w", i))
+				r.lend(fmt.Sprint("w", i))
+			}
+			q := req("a")
+			q.FirstOutput = "bin/app"
+			q.Near = []wire.Near{{Worker: "busy", Bytes: 300}, {Worker: want, Bytes: 200}}
+			for i := range 3 {
+				if w := fmt.Sprint("w", i); w != want {
+					q.Near = append(q.Near, wire.Near{Worker: w, Bytes: 100})
+				}
+			}
+			r.submit(1, q)
+			r.offer(want)
+		}
+	})
 	t.Run("the same first output goes to the same worker", func(t *testing.T) {
 		at := map[string]bool{}
 		for range 5 {

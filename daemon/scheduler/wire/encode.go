@@ -261,6 +261,9 @@ func requestToWire(r *Request) *pb.ExecuteTask {
 	for _, p := range r.Platform {
 		x.Platform = append(x.Platform, &pb.PlatformProperty{Name: p.Name, Value: p.Value})
 	}
+	for _, n := range r.Near {
+		x.Near = append(x.Near, &pb.ExecuteTask_Near{Worker: n.Worker, Bytes: n.Bytes})
+	}
 	return x
 }
 
@@ -277,6 +280,9 @@ func requestFromWire(x *pb.ExecuteTask) (*Request, error) {
 	}
 	for _, p := range x.GetPlatform() {
 		r.Platform = append(r.Platform, match.Property{Name: p.GetName(), Value: p.GetValue()})
+	}
+	for _, n := range x.GetNear() {
+		r.Near = append(r.Near, Near{Worker: n.GetWorker(), Bytes: n.GetBytes()})
 	}
 	return r, nil
 }

@@ -28,9 +28,17 @@ type Request struct {
 	Platform    []match.Property
 	Timeout     time.Duration
 	FirstOutput string
+	// Near are workers that are known to have some of the inputs.
+	Near []Near
 
 	// The blobs as stored, which the offer carries. RootBlob may be nil.
 	ActionBlob, CommandBlob, RootBlob []byte
+}
+
+// Near is how many bytes of an action's inputs a worker has.
+type Near struct {
+	Worker string // its name
+	Bytes  int64
 }
 
 // Key is what the request's task is keyed by.

@@ -49,6 +49,7 @@ func TestJourney(t *testing.T) {
 	request := &wire.Request{
 		Instance: "i", Scope: "s", Action: d, DoNotCache: true, Priority: -4, Invocation: "v", Principal: "p",
 		Metadata: []byte("m"), Platform: []match.Property{{Name: "a", Value: "b"}}, Timeout: time.Minute, FirstOutput: "o",
+		Near:       []wire.Near{{Worker: "w", Bytes: 1 << 40}, {Worker: "v", Bytes: 1}},
 		ActionBlob: []byte("1"), CommandBlob: []byte("2"), RootBlob: []byte("3"),
 	}
 	for _, m := range []wire.FromWorker{
