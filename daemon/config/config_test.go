@@ -166,7 +166,7 @@ func TestBadSettingsAreRefusedWithTheirPlace(t *testing.T) {
 		{name: "same address", args: []string{"--listen-ops=127.0.0.1:1", "--listen-gossip=127.0.0.1:1"}, want: "both are 127.0.0.1:1"},
 		{name: "contradiction", file: "write-acks: 3\n", env: []string{"REMEX_REPLICAS=2"}, want: "remex.yaml:1: write-acks, REMEX_REPLICAS: 3 acknowledgements cannot come from 2 replicas"},
 		{name: "journal above disk", args: []string{"--disk-size=100MiB", "--journal-size=256MiB"}, want: "--journal-size, --disk-size: a journal of 256MiB leaves nothing of a disk of 100MiB"},
-		{name: "small budget", args: []string{"--stream-budget=64MiB"}, want: "--stream-budget: 64MiB is less than 128MiB"},
+		{name: "small budget", args: []string{"--stream-budget=64MiB"}, want: "--stream-budget: 64MiB is less than 256MiB"},
 		{name: "discovery", args: []string{"--discovery=dns"}, want: "this version knows only static"},
 		{name: "percent signs", env: []string{"REMEX_%d=1"}, want: "REMEX_%d: no setting"},
 	}

@@ -109,7 +109,7 @@ func (c *Node) check() problems {
 	ps.add(c.Replicas < 1 || c.Replicas > 9, fmt.Sprintf("%d is not between 1 and 9", c.Replicas), "replicas")
 	ps.add(c.WriteAcks < 0, fmt.Sprintf("%d is negative", c.WriteAcks), "write-acks")
 	ps.add(c.WriteAcks > c.Replicas, fmt.Sprintf("%d acknowledgements cannot come from %d replicas", c.WriteAcks, c.Replicas), "write-acks", "replicas")
-	ps.add(c.StreamBudget < 128*MiB, fmt.Sprintf("%s is less than 128MiB, which a few streams need", c.StreamBudget), "stream-budget")
+	ps.add(c.StreamBudget < 256*MiB, fmt.Sprintf("%s is less than 256MiB, which a few streams need", c.StreamBudget), "stream-budget")
 	ps.add(c.DeadAfter < time.Second, fmt.Sprintf("%s is less than 1s", c.DeadAfter), "dead-after")
 	ps.add(!slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel), fmt.Sprintf("%q is none of debug, info, warn, error", c.LogLevel), "log-level")
 	ps.add(!slices.Contains([]string{"text", "json"}, c.LogFormat), fmt.Sprintf("%q is neither text nor json", c.LogFormat), "log-format")

@@ -22,9 +22,9 @@ type actionCache struct {
 }
 
 // actionCacheDesc is the service with room made for each result before it is
-// received; most are smaller.
+// received.
 func actionCacheDesc() *grpc.ServiceDesc {
-	return withRoom(repb.ActionCache_ServiceDesc, map[string]int64{"UpdateActionResult": largeAnswer})
+	return withRoom(repb.ActionCache_ServiceDesc, map[string]int64{"UpdateActionResult": maxBatch})
 }
 
 func (s actionCache) GetActionResult(ctx context.Context, req *repb.GetActionResultRequest) (*repb.ActionResult, error) {
@@ -40,8 +40,14 @@ func (s actionCache) GetActionResult(ctx context.Context, req *repb.GetActionRes
 		return nil, err
 	}
 	h := hints{stdout: req.InlineStdout, stderr: req.InlineStderr, files: req.InlineOutputFiles}
-	room := s.held(ctx)
-	r, err := s.lookup(ctx, room, actioncache.Key{Instance: req.InstanceName, Action: action})
+	room, k := s.held(ctx), actioncache.Key{Instance: req.InstanceName, Action: action}
+	r, err := s.lookup(ctx, room, k)
+	if errors.Is(err, errLarge) {
+		if err := room.take(answerRoom); err != nil {
+			return nil, err
+		}
+		r, err = s.lookup(ctx, room, k)
+	}
 	if blob.IsNotFound(err) {
 		return nil, status.Errorf(codes.NotFound, "no result of action %s is known", action)
 	}
@@ -53,8 +59,8 @@ func (s actionCache) GetActionResult(ctx context.Context, req *repb.GetActionRes
 }
 
 // lookup finds a result that is whole and fits into a message. Everything else
-// is a miss (blob.ErrNotFound), but for what could not be told. A large one is
-// charged to h; without h it is errLarge.
+// is a miss (blob.ErrNotFound), but for what could not be told. One that is too
+// large to lie about uncounted is errLarge, until answerRoom is held for it.
 func (f *Frontend) lookup(ctx context.Context, h *held, k actioncache.Key) (*repb.ActionResult, error) {
 	r, outcome, err := f.find(ctx, h, k)
 	if !errors.Is(err, errLarge) {
@@ -67,14 +73,8 @@ var errLarge = errors.New("a large result")
 
 func (f *Frontend) find(ctx context.Context, h *held, k actioncache.Key) (r *repb.ActionResult, outcome string, err error) {
 	data, err := f.actions.Get(ctx, k)
-	if len(data) > largeAnswer {
-		if h == nil {
-			return nil, "", errLarge
-		}
-		if err := h.take(answerRoom); err != nil {
-			return nil, "error", err
-		}
-		data, err = f.actions.Get(ctx, k) // anew: this one was not kept while it waited
+	if len(data) > largeAnswer && (h == nil || h.n < answerRoom) {
+		return nil, "", errLarge
 	}
 	if blob.IsNotFound(err) {
 		return nil, "miss", err

@@ -50,7 +50,7 @@ func (s byteStream) read(req *bspb.ReadRequest, ss grpc.ServerStream) error {
 }
 
 func (s byteStream) readSmall(ctx context.Context, d digest.Digest, off, n int64, ss grpc.ServerStream) error {
-	room := &held{f: s.Frontend, ctx: ctx}
+	room := s.answer(ctx)
 	if err := room.take(d.Size()); err != nil {
 		return err
 	}
@@ -64,7 +64,7 @@ func (s byteStream) readSmall(ctx context.Context, d digest.Digest, off, n int64
 }
 
 func (s byteStream) readStream(ctx context.Context, d digest.Digest, off, n int64, ss grpc.ServerStream) error {
-	room := &held{f: s.Frontend, ctx: ctx}
+	room := s.answer(ctx)
 	if err := room.take(min(n, readChunk)); err != nil {
 		return err
 	}

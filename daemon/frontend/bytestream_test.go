@@ -342,9 +342,7 @@ func TestStreamsWaitForTheBudget(t *testing.T) {
 			return err
 		},
 	}
-	if err := w.budget.Acquire(t.Context(), budget); err != nil {
-		t.Fatal(err)
-	}
+	w.fill(t)
 	for name, call := range calls {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 		if err := call(ctx); status.Code(err) != codes.DeadlineExceeded {
@@ -352,13 +350,11 @@ func TestStreamsWaitForTheBudget(t *testing.T) {
 		}
 		cancel()
 	}
-	w.budget.Release(t.Context(), budget)
+	w.empty(t)
 	for name, call := range calls {
 		if err := call(t.Context()); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := w.budget.Acquire(t.Context(), budget); err != nil {
-		t.Fatal(err) // what calls held has all come back
-	}
+	w.fill(t)
 }

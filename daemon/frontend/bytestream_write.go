@@ -18,14 +18,14 @@ import (
 )
 
 func (s byteStream) write(ss grpc.ServerStream) error {
-	done, err := s.bring()
-	if err != nil {
-		return err
+	leave, ok := s.places.Take(ss.Context())
+	if !ok {
+		return errUploads
 	}
-	defer done()
+	defer leave()
 	in := s.newIncoming(ss)
 	defer in.close()
-	err = in.recv()
+	err := in.recv()
 	if errors.Is(err, io.EOF) {
 		return invalid(fieldResource, "the stream ended before it named one")
 	}
@@ -157,15 +157,14 @@ type incoming struct {
 	done     bool   // no message is to follow
 }
 
-// firstRoom is what the first message of an upload is expected to take: those
-// of most clients are smaller. Each of the others is expected to be like the one
-// before it.
+// firstRoom is what a message of an upload is expected to take: those of most
+// clients are smaller. One that follows a larger is expected to be like that.
 const firstRoom = 256 << 10
 
 func (s byteStream) newIncoming(ss grpc.ServerStream) *incoming {
 	in := &incoming{ss: ss, head: &bspb.WriteRequest{}, room: firstRoom}
 	in.msg = rpc.Bulk{Head: in.head, Field: writeData}
-	in.held = held{f: s.Frontend, ctx: ss.Context()}
+	in.held = held{b: s.incoming, ctx: ss.Context()}
 	return in
 }
 
@@ -174,13 +173,16 @@ func (s byteStream) newIncoming(ss grpc.ServerStream) *incoming {
 func (in *incoming) recv() error {
 	in.msg.Free()
 	if in.held.n == 0 {
+		if in.name != "" { // no message is larger than what is missing
+			in.room = max(min(in.room, in.size-in.next), 1)
+		}
 		if err := in.held.take(in.room); err != nil {
 			return err
 		}
 	}
 	err := in.ss.RecvMsg(&in.msg) // which resets the head
 	n := int64(in.msg.Len())
-	in.room = max(n, 1)
+	in.room = max(n, firstRoom)
 	in.held.set(in.gathered + n)
 	return err
 }

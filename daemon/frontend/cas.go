@@ -36,7 +36,11 @@ func (s cas) FindMissingBlobs(ctx context.Context, req *repb.FindMissingBlobsReq
 	if len(req.BlobDigests) > maxFind {
 		return nil, invalid("blob_digests", "%d digests, of which one request may have %d", len(req.BlobDigests), maxFind)
 	}
-	s.held(ctx).set(int64(proto.Size(req))) // which an answer is no larger than
+	if n := proto.Size(req); n > smallAnswer { // which the answer is no larger than
+		if err := s.held(ctx).take(int64(n)); err != nil {
+			return nil, err
+		}
+	}
 	dec, err := newDecoder(req.DigestFunction)
 	if err != nil {
 		return nil, err

@@ -14,8 +14,8 @@ import (
 )
 
 // maxTrees bounds the bytes of trees that are read for one result: enough for
-// some 400,000 files. A result with more is taken for a miss, which costs an
-// execution and no memory.
+// some 400,000 files. A result with more, or with more than a connection's share
+// of the budget, is taken for a miss, which costs an execution and no memory.
 const maxTrees = 32 << 20
 
 // complete reports whether everything that r names is there, and marks it as
@@ -34,7 +34,7 @@ func (f *Frontend) complete(ctx context.Context, h *held, fn digest.Function, r 
 			if err != nil {
 				return false, nil //nolint:nilerr // as above
 			}
-			if size += min(d.Size(), maxTrees+1); size > maxTrees {
+			if size += min(d.Size(), maxTrees+1); size > min(maxTrees, f.answers.Share()) {
 				return false, nil
 			}
 			trees = append(trees, d)

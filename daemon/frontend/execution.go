@@ -70,9 +70,9 @@ func (s execution) Execute(req *repb.ExecuteRequest, stream grpc.ServerStreaming
 	r, root, err := s.request(ctx, dec, action)
 	wg.Wait()
 	// Only now: the request needed a part of the budget, too.
-	room := &held{f: s.Frontend, ctx: ctx}
+	room := s.answer(ctx)
 	defer room.drop()
-	if large {
+	if large && room.takeWithin(cacheTimeout, answerRoom) == nil {
 		hit, _ = s.cached(ctx, room, k)
 	}
 	if hit != nil {
@@ -103,7 +103,7 @@ func (s execution) Execute(req *repb.ExecuteRequest, stream grpc.ServerStreaming
 
 // tell sends how an operation stands.
 func (s execution) tell(stream grpc.ServerStream, u Update, h *hints) error {
-	room := &held{f: s.Frontend, ctx: stream.Context()}
+	room := s.answer(stream.Context())
 	defer room.drop() // unless the answer has taken it along
 	op, err := s.operation(room.ctx, room, u, h)
 	if err != nil {
@@ -150,12 +150,7 @@ func (s execution) request(ctx context.Context, dec *decoder, action digest.Dige
 	if action.Size() > maxAction {
 		return r, root, invalid("action_digest", "%d bytes are more than an Action may have", action.Size())
 	}
-	release, err := s.hold(ctx, action.Size())
-	if err != nil {
-		return r, root, err
-	}
-	res := s.readRecent(ctx, []digest.Digest{action})[0]
-	release()
+	res := s.readOne(ctx, action)
 	if blob.IsNotFound(res.Err) {
 		return r, root, missingBlobs([]digest.Digest{action})
 	}
@@ -193,6 +188,16 @@ func (s execution) request(ctx context.Context, dec *decoder, action digest.Dige
 	}
 	r.Platform, r.FirstOutput = platform(a, c), firstOutput(c)
 	return r, root, nil
+}
+
+// readOne reads a blob of a size that has been checked.
+func (s execution) readOne(ctx context.Context, d digest.Digest) blob.Result {
+	release, err := s.hold(ctx, d.Size())
+	if err != nil {
+		return blob.Result{Err: err}
+	}
+	defer release()
+	return s.readRecent(ctx, []digest.Digest{d})[0]
 }
 
 // inputs reads the command and, if it is small enough to travel with the offer

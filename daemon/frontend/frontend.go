@@ -42,9 +42,10 @@ type Options struct {
 	Uploads     Uploads
 	ActionCache ActionCache
 	Executor    Executor
-	// Budget bounds the bytes that calls in flight hold; nil makes one of
-	// 256 MiB.
-	Budget *rpc.Budget
+	// Answers and Incoming bound the bytes of calls in flight: of what clients
+	// are to read, and of what they bring. They are apart, as a client that
+	// copies may wait with the one for the other. Nil makes one of 64 MiB.
+	Answers, Incoming *rpc.Budget
 	// MaxUploads is how many calls may bring blobs at a time, as each takes a
 	// flow-control window of memory even while it waits; 0 means 1,000.
 	MaxUploads int
@@ -66,9 +67,9 @@ type Frontend struct {
 	actions  ActionCache
 	executor Executor
 
-	budget     *rpc.Budget
-	bringing   atomic.Int64 // calls that bring blobs
-	maxUploads int64
+	answers    *rpc.Budget
+	incoming   *rpc.Budget
+	places     *rpc.Places // of calls that bring blobs
 	recent     recent
 	near       *near.Map
 	learning   atomic.Bool // one call learns
@@ -83,19 +84,22 @@ type Frontend struct {
 func New(o Options) *Frontend {
 	f := &Frontend{
 		store: o.Store, uploads: o.Uploads, actions: o.ActionCache, executor: o.Executor,
-		budget: o.Budget, maxUploads: int64(o.MaxUploads), maxTimeout: o.MaxTimeout,
+		answers: o.Answers, incoming: o.Incoming, maxTimeout: o.MaxTimeout,
 		log: o.Log.With("part", "frontend"), metrics: newMetrics(o.Registerer), health: health.NewServer(),
 	}
-	if f.budget == nil {
-		f.budget = rpc.NewBudget(256 << 20)
+	for _, b := range []**rpc.Budget{&f.answers, &f.incoming} {
+		if *b == nil {
+			*b = rpc.NewBudget(64 << 20)
+		}
 	}
 	if o.Owners == nil {
 		o.Owners = func(uint16) []string { return nil }
 	}
 	f.near = near.New(o.Owners)
-	if f.maxUploads == 0 {
-		f.maxUploads = 1000
+	if o.MaxUploads == 0 {
+		o.MaxUploads = 1000
 	}
+	f.places = rpc.NewPlaces(o.MaxUploads)
 	if f.maxTimeout == 0 {
 		f.maxTimeout = 24 * time.Hour
 	}

@@ -27,12 +27,15 @@ const (
 	answerRoom  = 2 * maxMessage
 )
 
-// held is the part of the budget that one call has, until its answer has left.
+// held is the part of a budget that one call has, until its answer has left.
 type held struct {
-	f   *Frontend
+	b   *rpc.Budget
 	ctx context.Context //nolint:containedctx // the call's, which the budget knows it by
 	n   int64
 }
+
+// answer is what the call of ctx holds for its answer, which is nothing yet.
+func (f *Frontend) answer(ctx context.Context) *held { return &held{b: f.answers, ctx: ctx} }
 
 type heldKey struct{}
 
@@ -43,13 +46,24 @@ func (f *Frontend) held(ctx context.Context) *held {
 	if h, ok := ctx.Value(heldKey{}).(*held); ok {
 		return h
 	}
-	return &held{f: f, ctx: ctx}
+	return f.answer(ctx)
 }
 
 // take waits for n bytes, of which there must be none yet: a call that waited
 // for more while it has some could wait for others that do the same.
 func (h *held) take(n int64) error {
-	if err := h.f.budget.Acquire(h.ctx, n); err != nil {
+	if err := h.b.Acquire(h.ctx, n); err != nil {
+		return err
+	}
+	h.n = n
+	return nil
+}
+
+// takeWithin is take that waits no longer than d.
+func (h *held) takeWithin(d time.Duration, n int64) error {
+	ctx, cancel := context.WithTimeout(h.ctx, d)
+	defer cancel()
+	if err := h.b.Acquire(ctx, n); err != nil {
 		return err
 	}
 	h.n = n
@@ -59,9 +73,9 @@ func (h *held) take(n int64) error {
 // set makes it n bytes at once, which are in memory already.
 func (h *held) set(n int64) {
 	if n > h.n {
-		h.f.budget.Take(h.ctx, n-h.n)
+		h.b.Take(h.ctx, n-h.n)
 	} else {
-		h.f.budget.Release(h.ctx, h.n-n)
+		h.b.Release(h.ctx, h.n-n)
 	}
 	h.n = n
 }
@@ -77,12 +91,12 @@ func (h *held) around(answer any) any {
 		return answer
 	}
 	h.n = 0
-	return rpc.Hold(h.ctx, answer, func() { h.f.budget.Release(h.ctx, n) })
+	return rpc.Hold(h.ctx, answer, func() { h.b.Release(h.ctx, n) })
 }
 
-// hold takes n bytes of the budget, and returns what gives them back.
+// hold takes n bytes for what is read, and returns what gives them back.
 func (f *Frontend) hold(ctx context.Context, n int64) (release func(), err error) {
-	h := held{f: f, ctx: ctx}
+	h := f.answer(ctx)
 	if err := h.take(n); err != nil {
 		return nil, err
 	}
@@ -94,7 +108,7 @@ func (f *Frontend) beside(ctx context.Context, has *held, n int64) (release func
 	if has == nil || has.n == 0 {
 		return f.hold(ctx, n)
 	}
-	h := held{f: f, ctx: ctx}
+	h := f.answer(ctx)
 	h.set(n)
 	return h.drop, nil
 }
@@ -106,23 +120,23 @@ func withRoom(desc grpc.ServiceDesc, room map[string]int64) *grpc.ServiceDesc {
 	for i := range desc.Methods {
 		m := &desc.Methods[i]
 		if n := room[m.MethodName]; n > 0 {
-			m.Handler = holding(m.Handler, n)
+			m.Handler = holding(m.Handler, "/"+desc.ServiceName+"/"+m.MethodName, n)
 		}
 	}
 	return &desc
 }
 
-func holding(next grpc.MethodHandler, room int64) grpc.MethodHandler {
+func holding(next grpc.MethodHandler, method string, room int64) grpc.MethodHandler {
 	return func(srv any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) { //nolint:revive // grpc's signature
 		f := srv.(interface{ frontend() *Frontend }).frontend()
-		done, err := f.bring()
-		if err != nil {
-			return nil, err
+		leave, ok := f.places.Take(ctx)
+		if !ok {
+			return nil, f.observe(ctx, method, func() error { return errUploads })
 		}
-		defer done()
-		h := &held{f: f, ctx: ctx}
+		defer leave()
+		h := &held{b: f.incoming, ctx: ctx}
 		if err := h.take(room); err != nil {
-			return nil, rpc.ToStatus(err)
+			return nil, f.observe(ctx, method, func() error { return err })
 		}
 		resp, err := next(srv, h.in(ctx), func(req any) error {
 			err := decode(req)
@@ -138,15 +152,6 @@ func holding(next grpc.MethodHandler, room int64) grpc.MethodHandler {
 
 func (f *Frontend) frontend() *Frontend { return f }
 
-// bring admits a call that brings blobs, until done is called.
-func (f *Frontend) bring() (done func(), err error) {
-	if n := f.bringing.Add(1); n > f.maxUploads {
-		f.bringing.Add(-1)
-		return nil, errUploads
-	}
-	return func() { f.bringing.Add(-1) }, nil
-}
-
 var errUploads = withDetails(codes.ResourceExhausted,
-	"this scheduler receives as many uploads at once as its stream budget has room for; try again",
+	"as many uploads are open as this scheduler's stream-budget has room for; try again",
 	&errdetails.RetryInfo{RetryDelay: durationpb.New(retryUploads)})

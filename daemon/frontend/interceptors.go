@@ -30,7 +30,9 @@ func (f *Frontend) unary(ctx context.Context, req any, info *grpc.UnaryServerInf
 	}
 	if m, ok := resp.(proto.Message); ok && h.n == 0 {
 		if n := proto.Size(m); n > largeAnswer {
-			h.set(int64(n))
+			if err := h.take(int64(n)); err != nil {
+				return nil, rpc.ToStatus(err)
+			}
 		}
 	}
 	return h.around(resp), nil

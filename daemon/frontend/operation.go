@@ -89,7 +89,10 @@ func (f *Frontend) fit(ctx context.Context, has *held, fn digest.Function, r *re
 	if h != nil {
 		return f.inline(ctx, has, fn, r, *h, room)
 	}
-	if proto.Size(r) <= room {
+	if n := proto.Size(r); n <= room {
+		if has != nil && has.n > 0 {
+			has.set(int64(n))
+		}
 		return true
 	}
 	return f.inline(ctx, has, fn, r, hints{}, room)

@@ -40,7 +40,9 @@ type world struct {
 	registry *prometheus.Registry
 	front    *frontend.Frontend
 	conn     *grpc.ClientConn
-	budget   *rpc.Budget
+	dial     func() *grpc.ClientConn // another one
+	answers  *rpc.Budget
+	incoming *rpc.Budget
 }
 
 const budget = 16 << 20
@@ -49,12 +51,12 @@ func start(t *testing.T, set ...func(*frontend.Options)) *world {
 	t.Helper()
 	w := &world{
 		store: &fronttest.Store{}, actions: &fronttest.ActionCache{}, executor: &fronttest.Executor{},
-		registry: prometheus.NewRegistry(), budget: rpc.NewBudget(budget),
+		registry: prometheus.NewRegistry(), answers: rpc.NewBudget(budget), incoming: rpc.NewBudget(budget),
 	}
 	o := frontend.Options{
 		Store: w.store, Uploads: w.store, ActionCache: w.actions, Executor: w.executor,
 		MaxTimeout: time.Hour, Log: slog.New(slog.DiscardHandler), Registerer: w.registry,
-		Budget: w.budget,
+		Answers: w.answers, Incoming: w.incoming,
 	}
 	for _, s := range set {
 		s(&o)
@@ -65,20 +67,45 @@ func start(t *testing.T, set ...func(*frontend.Options)) *world {
 	l := bufconn.Listen(1 << 20)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
-	conn, err := grpc.NewClient("passthrough:///bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
-	if err != nil {
-		t.Fatal(err)
+	var conns []*grpc.ClientConn
+	w.dial = func() *grpc.ClientConn {
+		conn, err := grpc.NewClient("passthrough:///bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+		return conn
 	}
-	w.conn = conn
+	w.conn = w.dial()
 	t.Cleanup(func() {
-		_ = conn.Close()
+		for _, conn := range conns {
+			_ = conn.Close()
+		}
 		server.Stop()
 		if err := <-served; err != nil {
 			t.Error(err)
 		}
 	})
 	return w
+}
+
+// fill takes all there is of the budgets, once what calls held is back.
+func (w *world) fill(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for _, b := range []*rpc.Budget{w.answers, w.incoming} {
+		if err := b.Acquire(ctx, budget); err != nil {
+			t.Fatal("what calls held has not come back:", err)
+		}
+	}
+}
+
+// empty gives it back.
+func (w *world) empty(t *testing.T) {
+	w.answers.Release(t.Context(), budget)
+	w.incoming.Release(t.Context(), budget)
 }
 
 func (w *world) cas() repb.ContentAddressableStorageClient {

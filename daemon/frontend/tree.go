@@ -107,7 +107,7 @@ func (s cas) GetTree(req *repb.GetTreeRequest, stream grpc.ServerStreamingServer
 		return err
 	}
 	// Held while the client takes its time: one page and one batch.
-	room := &held{f: s.Frontend, ctx: ctx}
+	room := s.answer(ctx)
 	if err := room.take(maxMessage); err != nil {
 		return err
 	}

@@ -47,10 +47,11 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 	}
 	// What clients send lies in their streams' windows, then in the frontend's
 	// part, then in the store's: one budget for these could be held by calls that
-	// wait for it.
-	half, quarter := int64(c.StreamBudget)/2, int64(c.StreamBudget)/4
+	// wait for it. Most is for windows, as uploads are refused once there is none.
+	windows, inStore := int64(c.StreamBudget)/2, int64(c.StreamBudget)/4
+	answers, incoming := rpc.NewBudget(int64(c.StreamBudget)/8), rpc.NewBudget(int64(c.StreamBudget)/8)
 	store := replica.New(replica.Options{
-		Peers: b.peers, Placement: b.placement, R: c.Replicas, W: c.Acks(), Settled: b.placement.Settled, Budget: half, Log: log, Registerer: reg,
+		Peers: b.peers, Placement: b.placement, R: c.Replicas, W: c.Acks(), Settled: b.placement.Settled, Budget: inStore, Log: log, Registerer: reg,
 	})
 	memory := actioncache.NewMemory(int64(c.ActionCacheSize))
 	cache := actioncache.New(actioncache.Options{
@@ -66,7 +67,7 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 	tasks.Register(b.server)
 	front := frontend.New(frontend.Options{
 		Store: store, Uploads: frontend.UploadsOf(store), ActionCache: cache, Executor: tasks,
-		Budget: rpc.NewBudget(quarter), MaxUploads: int(quarter / int64(c.StreamWindow)), Owners: b.owners(), MaxTimeout: c.MaxTimeout, Log: log, Registerer: reg,
+		Answers: answers, Incoming: incoming, MaxUploads: int(windows / int64(c.StreamWindow)), Owners: b.owners(), MaxTimeout: c.MaxTimeout, Log: log, Registerer: reg,
 	})
 	b.status.Fill = func(st *pb.NodeStatus) {
 		q := tasks.Status()

@@ -42,8 +42,8 @@ func NewBudget(size int64) *Budget {
 	return &Budget{size: size, free: size, lines: make(map[*conn]*line)}
 }
 
-// Size is how many bytes there are in all.
-func (b *Budget) Size() int64 { return b.size }
+// Share is how many bytes one connection may hold.
+func (b *Budget) Share() int64 { return b.size / connShare }
 
 // Acquire waits until n bytes are free for the connection that ctx belongs to,
 // or ctx ends. More than the connection's share is granted when it holds nothing
@@ -113,7 +113,7 @@ func (b *Budget) line(c *conn) *line {
 	if l == nil {
 		l = &line{conn: c, limit: b.size}
 		if c != nil {
-			l.limit = b.size / connShare
+			l.limit = b.Share()
 		}
 		b.lines[c] = l
 	}

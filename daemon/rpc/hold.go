@@ -33,6 +33,7 @@ func (h *holding) marshal(c Codec) (mem.BufferSlice, error) {
 		h.free()
 		return nil, err
 	}
+	h.message = nil                         // its bytes are there once, until they have left
 	none := make([]byte, 0, 1<<minPooled+1) // smaller ones are not reported as freed
 	return append(out, mem.NewBuffer(&none, (*freed)(h))), nil
 }

@@ -26,10 +26,10 @@ import (
 // more than its stream budget, and no other client waits for it.
 func TestAClientThatDoesNotRead(t *testing.T) {
 	const (
-		budget = 128 << 20
+		budget = 256 << 20
 		calls  = 400
 	)
-	c := fresh(t, "--schedulers=1", "--workers=2", "--executors=1", "--scheduler-flag=--stream-budget=128MiB")
+	c := fresh(t, "--schedulers=1", "--workers=2", "--executors=1", "--scheduler-flag=--stream-budget=256MiB")
 	good := dial(t, c)
 	small, large := make([]byte, 3<<20), make([]byte, 4<<20+1)
 	rand.Read(small)
@@ -95,10 +95,10 @@ func TestAClientThatDoesNotRead(t *testing.T) {
 // their flow-control windows, and leave nothing behind. Others go on.
 func TestUploadsWhileWorkersStandStill(t *testing.T) {
 	const (
-		budget = 128 << 20
+		budget = 256 << 20
 		calls  = 1000
 	)
-	c := fresh(t, "--schedulers=1", "--workers=2", "--executors=1", "--restart=false", "--scheduler-flag=--stream-budget=128MiB")
+	c := fresh(t, "--schedulers=1", "--workers=2", "--executors=1", "--restart=false", "--scheduler-flag=--stream-budget=256MiB")
 	good := dial(t, c)
 	if err := good.Write(t.Context(), make([]byte, 5<<20)); err != nil {
 		t.Fatal(err)
