@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -132,9 +134,11 @@ func (c *child) stop(ctx context.Context, p *os.Process, ended <-chan struct{}) 
 }
 
 // cleanEnviron is this process's environment without Remex's variables: the
-// nodes get all their settings as flags.
+// nodes get all their settings as flags. Each is to run on half of the cores,
+// unless it is told otherwise: nodes that share a machine would else spend much
+// of it on waking each other's threads.
 func cleanEnviron() []string {
-	var env []string
+	env := []string{"GOMAXPROCS=" + strconv.Itoa(max(runtime.NumCPU()/2, 1))} // a later one counts
 	for _, kv := range os.Environ() {
 		if !strings.HasPrefix(kv, "REMEX_") {
 			env = append(env, kv)

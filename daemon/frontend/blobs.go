@@ -41,7 +41,7 @@ func (f *Frontend) readAll(ctx context.Context, ds []digest.Digest) []blob.Resul
 	return results
 }
 
-// readRecent is readAll for what has mostly just been uploaded.
+// readRecent is readAll for what has mostly just been uploaded, or read.
 func (f *Frontend) readRecent(ctx context.Context, ds []digest.Digest) []blob.Result {
 	results := make([]blob.Result, len(ds))
 	var absent []digest.Digest

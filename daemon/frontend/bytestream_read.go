@@ -55,7 +55,7 @@ func (s byteStream) readSmall(ctx context.Context, d digest.Digest, off, n int64
 		return err
 	}
 	defer room.drop() // unless the answer has taken it along
-	r := s.store.GetBatch(ctx, []digest.Digest{d})[0]
+	r := s.readRecent(ctx, []digest.Digest{d})[0]
 	if r.Err != nil || n == 0 {
 		return r.Err
 	}

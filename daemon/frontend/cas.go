@@ -195,7 +195,7 @@ func (s cas) BatchReadBlobs(ctx context.Context, req *repb.BatchReadBlobsRequest
 		resp.Responses[i] = &repb.BatchReadBlobsResponse_Response{Digest: digestProto(d), Status: toProto(errFull)}
 		size += entrySize(resp.Responses[i])
 	}
-	for i, r := range s.readAll(ctx, ds) {
+	for i, r := range s.readRecent(ctx, ds) {
 		full := resp.Responses[i]
 		one := &repb.BatchReadBlobsResponse_Response{Digest: full.Digest, Data: r.Data, Status: toProto(r.Err)}
 		if r.Err != nil {

@@ -8,15 +8,16 @@ import (
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 )
 
-// recentBytes bounds what recent keeps: some thousand actions with their
-// commands.
-const recentBytes = 8 << 20
+// recentBytes bounds what recent keeps: the actions and commands of a build of
+// thousands, and the outputs that its clients fetch.
+const recentBytes = 16 << 20
 
 // recent remembers the small blobs that passed through last. A client uploads
 // an action and its command just before it asks to execute them, over the same
 // connection: remembered here, they need not be read back from the workers,
-// which would take two round trips of each execution. Blobs are immutable, so
-// that what is remembered is always right.
+// which would take two round trips of each execution. And what one client of a
+// build fetches others do, too. Blobs are immutable, so that what is remembered
+// is always right.
 type recent struct {
 	mu    sync.Mutex // guards everything below
 	bytes int

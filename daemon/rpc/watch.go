@@ -22,7 +22,7 @@ var defaultPatience = patience{ask: time.Second, doubt: 2 * time.Second, end: 10
 // watch tells reachable whether the node answers, and gives the stream up by
 // cancel when it has not for long. It returns when the stream is broken.
 func (s *stream) watch(p patience, cancel context.CancelFunc, reachable func(bool)) {
-	tick := time.NewTicker(p.ask / 2)
+	tick := time.NewTimer(together(p.ask / 2))
 	defer tick.Stop()
 	var asked time.Time // when the ping under way was sent; zero when none is
 	for {
@@ -31,6 +31,7 @@ func (s *stream) watch(p patience, cancel context.CancelFunc, reachable func(boo
 			return
 		case <-tick.C:
 		}
+		tick.Reset(together(p.ask / 2))
 		now := time.Now()
 		heard := time.Unix(0, s.heard.Load())
 		switch {
@@ -50,4 +51,10 @@ func (s *stream) watch(p patience, cancel context.CancelFunc, reachable func(boo
 			reachable(false)
 		}
 	}
+}
+
+// together is how long it is to the next multiple of d: the watches of all
+// streams wake the process once.
+func together(d time.Duration) time.Duration {
+	return d - time.Duration(time.Now().UnixNano())%d
 }

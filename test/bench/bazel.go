@@ -42,7 +42,8 @@ func measureBazel(ctx context.Context, w *tabwriter.Writer, all []*server) error
 		return err
 	}
 	var local best
-	clean, cached, cpu := make([]best, len(all)), make([]best, len(all)), make([]best, len(all))
+	clean, cpu := make([]best, len(all)), make([]best, len(all))
+	cached, cachedCPU := make([]best, len(all)), make([]best, len(all))
 	failed := make([]error, len(all))
 	for range bazelRounds {
 		took, err := b.build(ctx, "--jobs=2", "--spawn_strategy=local")
@@ -67,8 +68,13 @@ func measureBazel(ctx context.Context, w *tabwriter.Writer, all []*server) error
 				cpu[i].of(cpuTime(s.pids) - before)
 			}
 			for range cachedBuilds {
-				if took, failed[i] = b.build(ctx, flags...); failed[i] == nil {
-					cached[i].of(took)
+				before := cpuTime(s.pids)
+				if took, failed[i] = b.build(ctx, flags...); failed[i] != nil {
+					continue
+				}
+				cached[i].of(took)
+				if len(s.pids) > 0 {
+					cachedCPU[i].of(cpuTime(s.pids) - before)
 				}
 			}
 		}
@@ -81,7 +87,7 @@ func measureBazel(ctx context.Context, w *tabwriter.Writer, all []*server) error
 			continue
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%.2f x local\t%s\tremote\n", title, s.name, clean[i], clean[i].Seconds()/local.Seconds(), cpu[i])
-		fmt.Fprintf(w, "%s\t%s\t%s\t1/%.1f of local\t\tfrom cache\n", title, s.name, cached[i], local.Seconds()/cached[i].Seconds())
+		fmt.Fprintf(w, "%s\t%s\t%s\t1/%.1f of local\t%s\tfrom cache\n", title, s.name, cached[i], local.Seconds()/cached[i].Seconds(), cachedCPU[i])
 	}
 	w.Flush()
 	return nil
