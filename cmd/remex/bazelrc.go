@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -31,11 +32,19 @@ to Bazel from 4.2 on. Nothing is asked of the cluster.`,
 		out := cmd.OutOrStdout()
 		fmt.Fprintf(out, bazelrc, "grpc://"+addr, *jobs)
 		if *t.instance != "" {
-			fmt.Fprintf(out, "\n# The instance: its action cache is apart from those of others.\nbuild:remex --remote_instance_name=%s\n", *t.instance)
+			fmt.Fprintf(out, "\n# The instance: its action cache is apart from those of others.\nbuild:remex --remote_instance_name=%s\n", rcQuote(*t.instance))
 		}
 		return nil
 	}
 	return cmd
+}
+
+// rcQuote is s as one word of a .bazelrc.
+func rcQuote(s string) string {
+	if !strings.ContainsAny(s, " \t'\"\\#") {
+		return s
+	}
+	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
 }
 
 const bazelrc = `# Remex: build with --config=remex.

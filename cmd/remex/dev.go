@@ -1,13 +1,16 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/config"
 	"github.com/remex-build/terraform-provider-remex/daemon/dev"
@@ -65,12 +68,37 @@ Several clusters run side by side with --listen 127.0.0.1:0 and a --dir each.`,
 			return err
 		}
 		o.Out, o.Log = cmd.OutOrStdout(), newLog(cmd.ErrOrStderr(), level, "text")
-		if err := o.Validate(); err != nil {
+		if err := errors.Join(o.Validate(), nodeFlags("scheduler", o.SchedulerFlags), nodeFlags("worker", o.WorkerFlags)); err != nil {
 			return usageError{err}
 		}
 		return dev.Run(cmd.Context(), o)
 	}
 	return cmd
+}
+
+// nodeFlags says what is wrong with further flags of a role's nodes, which they
+// would say themselves once they are started.
+func nodeFlags(role string, args []string) error {
+	f := pflag.NewFlagSet(role, pflag.ContinueOnError)
+	var l *config.Loader
+	if role == "scheduler" {
+		c := config.DefaultScheduler()
+		l = c.Flags(f)
+	} else {
+		c := config.DefaultWorker()
+		l = c.Flags(f)
+	}
+	err := f.Parse(args)
+	if name, ok := strings.CutPrefix(fmt.Sprint(err), "unknown flag: --"); ok {
+		err = errors.New("--" + name + ": " + l.Unknown(name))
+	}
+	if err == nil {
+		err = l.Load(nil)
+	}
+	if err != nil {
+		return fmt.Errorf("--%s-flag: %w", role, err)
+	}
+	return nil
 }
 
 // devDir is where a cluster's data go unless told otherwise.

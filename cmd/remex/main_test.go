@@ -124,7 +124,10 @@ func TestWrongUsageIsExplained(t *testing.T) {
 		{[]string{"dev", "--listen", "0.0.0.0:1"}, "not a loopback address"},
 		{[]string{"dev", "--disk-size", "x"}, "--disk-size: "},
 		{[]string{"dev", "--log-level", "loud"}, "--log-level: "},
+		{[]string{"dev", "--listen", "127.0.0.1:0", "--scheduler-flag=--max-qeue=1"}, "--scheduler-flag: --max-qeue: "},
+		{[]string{"dev", "--listen", "127.0.0.1:0", "--worker-flag=--min-age=5"}, `--worker-flag: --min-age: "5" is no duration`},
 		{[]string{"cas", "get", "abc"}, "is no digest"},
+		{[]string{"cas", "get", "a", "b"}, "usage: remex cas get DIGEST"},
 		{[]string{"cas", "put"}, "requires at least 1 arg"},
 		{[]string{"cas", "put", "--cluster", "http://x:1", "/dev/null"}, "addresses begin with grpc://"},
 		{[]string{"exec"}, "there is no command to run"},
@@ -151,6 +154,14 @@ func TestBazelrcNeedsNoScheme(t *testing.T) {
 	remex(t, "bazelrc", "--cluster", "build.example:8980").want(t, 0)
 	if o := remex(t, "bazelrc", "--cluster", "build.example:8980"); !strings.Contains(o.stdout, "--remote_executor=grpc://build.example:8980\n") {
 		t.Errorf("no usable address in:\n%s", o.stdout)
+	}
+}
+
+func TestBazelrcQuotesTheInstance(t *testing.T) {
+	o := remex(t, "bazelrc", "--instance", `team's one`)
+	o.want(t, 0)
+	if want := `--remote_instance_name='team\'s one'` + "\n"; !strings.Contains(o.stdout, want) {
+		t.Errorf("%q is not in:\n%s", want, o.stdout)
 	}
 }
 

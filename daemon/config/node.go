@@ -102,7 +102,7 @@ func (c *Node) check() problems {
 	ps.add(!nodeName.MatchString(c.Name), fmt.Sprintf("%q is no name for a node: use up to 63 letters, digits, dots, dashes", c.Name), "name")
 	ps.add(c.Discovery != "static", fmt.Sprintf("%q is not known; this version knows only static", c.Discovery), "discovery")
 	ps.add(!nodeName.MatchString(c.ClusterName), fmt.Sprintf("%q is no name for a cluster: use up to 63 letters, digits, dots, dashes", c.ClusterName), "cluster-name")
-	ps.add(len(c.Zone) > 63, "is longer than 63 characters", "zone")
+	ps.add(c.Zone != "" && !nodeName.MatchString(c.Zone), fmt.Sprintf("%q is no name for a zone: use up to 63 letters, digits, dots, dashes", c.Zone), "zone")
 	for _, seed := range c.Seeds {
 		ps.address("seeds", seed)
 	}

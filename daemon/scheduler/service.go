@@ -63,7 +63,7 @@ const (
 	repeatEvery = 25 * time.Second
 	// Defaults of the bounds in Options.
 	defaultQueued   = 50_000
-	defaultFinished = 16 << 20
+	defaultFinished = 64 << 20
 )
 
 // Members is the view of the cluster.
@@ -182,8 +182,12 @@ func (s *Service) stepLocked(event func(c *home.Core, now time.Time)) {
 				m.put(e.Update, e.Gone)
 			}
 		case tasks.Close:
-			s.log.Warn("gave a silent worker up", "worker", e.Worker)
-			s.metrics.lost.Inc()
+			if e.Left {
+				s.log.Info("worker has left", "worker", e.Worker)
+			} else {
+				s.log.Warn("gave a silent worker up", "worker", e.Worker)
+				s.metrics.lost.Inc()
+			}
 			if w := s.workers[e.Session]; w != nil {
 				w.end()
 			}

@@ -74,10 +74,11 @@ type (
 		Session uint64
 		Msg     wire.ToWorker
 	}
-	// Close ends a worker's stream: the worker has been given up.
+	// Close ends a worker's stream: the worker has been given up, or has left.
 	Close struct {
 		Worker  string
 		Session uint64
+		Left    bool // it said so
 	}
 	// Notify tells a waiter how its operation stands. Done or Gone is the
 	// last it hears. Gone means that there is no such operation any more, and

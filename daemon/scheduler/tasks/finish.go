@@ -182,7 +182,7 @@ func (c *Core) Tick(now time.Time) {
 // tickWorker holds a worker and its attempts to their deadlines.
 func (c *Core) tickWorker(now time.Time, w *worker) {
 	if w.session == 0 && now.Sub(w.broken) >= comeBack || now.Sub(w.heard) >= lostAfter {
-		c.lose(now, w)
+		c.lose(now, w, false)
 		return
 	}
 	for _, a := range sortedAttempts(w.attempts) {

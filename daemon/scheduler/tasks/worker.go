@@ -48,7 +48,7 @@ func (c *Core) WorkerUp(now time.Time, session uint64, h wire.WorkerHello) {
 	for _, old := range sortedWorkers(c.all()) {
 		// Another start of the same worker: what that one ran is gone.
 		if old.name == h.Name && old.id != h.ID {
-			c.lose(now, old)
+			c.lose(now, old, false)
 		}
 	}
 	w := c.workers[h.ID]
@@ -193,15 +193,15 @@ func (c *Core) disconnect(now time.Time, w *worker) {
 // WorkerGone says that the worker's port refuses connections: it is dead.
 func (c *Core) WorkerGone(now time.Time, id string) {
 	if w := c.workers[id]; w != nil && w.session == 0 {
-		c.lose(now, w)
+		c.lose(now, w, false)
 		c.flushBids(now)
 	}
 }
 
-// lose gives a worker up, and requeues what it had.
-func (c *Core) lose(now time.Time, w *worker) {
+// lose gives a worker up, or takes it that it has left, and requeues what it had.
+func (c *Core) lose(now time.Time, w *worker, left bool) {
 	if w.session != 0 {
-		c.emit(Close{Worker: w.id, Session: w.session})
+		c.emit(Close{Worker: w.id, Session: w.session, Left: left})
 	}
 	c.disconnect(now, w)
 	delete(c.workers, w.id)
@@ -265,7 +265,7 @@ func (c *Core) FromWorker(now time.Time, id string, session uint64, m wire.FromW
 		for _, a := range sortedAttempts(w.attempts) {
 			a.started = false // it ended in order, and took nobody along
 		}
-		c.lose(now, w)
+		c.lose(now, w, true)
 	}
 	c.flushBids(now)
 }
