@@ -78,7 +78,7 @@ func DefaultScheduler() Scheduler {
 func (c *Scheduler) settings() []setting {
 	return append(c.Node.settings(),
 		text("listen-public", &c.ListenPublic, "host:port on which clients reach the Remote Execution API"),
-		size("stream-window", &c.StreamWindow, "bytes that one upload may have under way; raise it for clients far away, whose uploads move this much a round trip. Half of stream-budget is for such windows"),
+		size("stream-window", &c.StreamWindow, "bytes that one upload may have under way; raise it for clients far away, whose uploads move this much a round trip. Three eighths of stream-budget are for such windows"),
 		size("action-cache-size", &c.ActionCacheSize, "memory for action-cache entries; the least recently used go first"),
 		number("action-cache-replicas", &c.ActionCacheReplicas, "on how many schedulers each action-cache entry is"),
 		number("max-queue", &c.MaxQueue, "Execute calls that may wait; more are refused. Raise it for very large builds"),

@@ -16,9 +16,12 @@ import (
 )
 
 // readChunk is how many bytes one message of a Read carries: large enough that
-// messages cost little beside their bytes, small enough that thousands of slow
-// readers fit into the budget.
-const readChunk = 256 << 10
+// messages cost little beside their bytes. readCost is what a Read that its
+// client takes slowly keeps in memory, here and on the worker.
+const (
+	readChunk = 256 << 10
+	readCost  = 1 << 20
+)
 
 // The fields of ReadResponse and WriteRequest that hold the data.
 const (
@@ -65,7 +68,7 @@ func (s byteStream) readSmall(ctx context.Context, d digest.Digest, off, n int64
 
 func (s byteStream) readStream(ctx context.Context, d digest.Digest, off, n int64, ss grpc.ServerStream) error {
 	room := s.answer(ctx)
-	if err := room.take(min(n, readChunk)); err != nil {
+	if err := room.take(min(n, readCost)); err != nil {
 		return err
 	}
 	defer room.drop()

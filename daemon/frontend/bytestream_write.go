@@ -18,11 +18,10 @@ import (
 )
 
 func (s byteStream) write(ss grpc.ServerStream) error {
-	leave, ok := s.places.Take(ss.Context())
-	if !ok {
-		return errUploads
+	if err := s.bring(); err != nil {
+		return err
 	}
-	defer leave()
+	defer s.brought()
 	in := s.newIncoming(ss)
 	defer in.close()
 	err := in.recv()

@@ -129,11 +129,10 @@ func withRoom(desc grpc.ServiceDesc, room map[string]int64) *grpc.ServiceDesc {
 func holding(next grpc.MethodHandler, method string, room int64) grpc.MethodHandler {
 	return func(srv any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) { //nolint:revive // grpc's signature
 		f := srv.(interface{ frontend() *Frontend }).frontend()
-		leave, ok := f.places.Take(ctx)
-		if !ok {
-			return nil, f.observe(ctx, method, func() error { return errUploads })
+		if err := f.bring(); err != nil {
+			return nil, f.observe(ctx, method, func() error { return err })
 		}
-		defer leave()
+		defer f.brought()
 		h := &held{b: f.incoming, ctx: ctx}
 		if err := h.take(room); err != nil {
 			return nil, f.observe(ctx, method, func() error { return err })
@@ -151,6 +150,17 @@ func holding(next grpc.MethodHandler, method string, room int64) grpc.MethodHand
 }
 
 func (f *Frontend) frontend() *Frontend { return f }
+
+// bring admits a call that brings blobs, until brought is called.
+func (f *Frontend) bring() error {
+	if f.bringing.Add(1) > f.maxUploads {
+		f.brought()
+		return errUploads
+	}
+	return nil
+}
+
+func (f *Frontend) brought() { f.bringing.Add(-1) }
 
 var errUploads = withDetails(codes.ResourceExhausted,
 	"as many uploads are open as this scheduler's stream-budget has room for; try again",

@@ -47,9 +47,11 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 	}
 	// What clients send lies in their streams' windows, then in the frontend's
 	// part, then in the store's: one budget for these could be held by calls that
-	// wait for it. Most is for windows, as uploads are refused once there is none.
-	windows, inStore := int64(c.StreamBudget)/2, int64(c.StreamBudget)/4
-	answers, incoming := rpc.NewBudget(int64(c.StreamBudget)/8), rpc.NewBudget(int64(c.StreamBudget)/8)
+	// wait for it. Uploads are refused once no window is left: two connections
+	// have them all.
+	eighth := int64(c.StreamBudget) / 8
+	incoming, answers, inStore := rpc.NewBudget(eighth), rpc.NewBudget(2*eighth), 2*eighth
+	uploads := 3 * eighth / int64(c.StreamWindow)
 	store := replica.New(replica.Options{
 		Peers: b.peers, Placement: b.placement, R: c.Replicas, W: c.Acks(), Settled: b.placement.Settled, Budget: inStore, Log: log, Registerer: reg,
 	})
@@ -67,7 +69,7 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 	tasks.Register(b.server)
 	front := frontend.New(frontend.Options{
 		Store: store, Uploads: frontend.UploadsOf(store), ActionCache: cache, Executor: tasks,
-		Answers: answers, Incoming: incoming, MaxUploads: int(windows / int64(c.StreamWindow)), Owners: b.owners(), MaxTimeout: c.MaxTimeout, Log: log, Registerer: reg,
+		Answers: answers, Incoming: incoming, MaxUploads: int(uploads), Owners: b.owners(), MaxTimeout: c.MaxTimeout, Log: log, Registerer: reg,
 	})
 	b.status.Fill = func(st *pb.NodeStatus) {
 		q := tasks.Status()
@@ -75,7 +77,7 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 		m := memory.Stats()
 		st.ActionCacheEntries, st.ActionCacheBytes = int64(m.Entries), m.Bytes
 	}
-	public := grpc.NewServer(append(rpc.PublicServerOptions(int32(c.StreamWindow)), front.ServerOptions()...)...)
+	public := grpc.NewServer(append(rpc.PublicServerOptions(uint32(uploads/2), int32(c.StreamWindow)), front.ServerOptions()...)...)
 	front.Register(public)
 	admin.New(admin.Options{
 		Self: b.members.Self().ID, Version: version, Replicas: c.Replicas, Members: b.members, Peers: b.peers, Local: b.status, Log: log,

@@ -6,14 +6,21 @@ import (
 	"sync"
 )
 
-// connShare is which part of a budget one connection may hold: clients that stop
-// reading their answers keep no other waiting as long as they are fewer.
-const connShare = 4
+// A connection may hold a quarter of what is left for the others. So one alone
+// gets a fifth; each further one that takes what it can and gives nothing back,
+// as clients do that stop reading, gets less; and something is left for the next.
+const (
+	connPart  = 4
+	connShare = connPart + 1
+)
+
+// smallPart is which part of what is free a demand may have that passes one for
+// which too little is.
+const smallPart = 8
 
 // Budget is a number of bytes that many share, fairly by the connections that
-// they work for: each may hold a quarter. Those that wait are served in turns,
-// and in the order in which they came within one connection; a large demand is
-// not starved by small ones.
+// they work for. Those that wait are served in turns, and in the order in which
+// they came within one connection.
 type Budget struct {
 	size int64
 
@@ -27,7 +34,6 @@ type Budget struct {
 // which may hold everything.
 type line struct {
 	conn    *conn
-	limit   int64
 	held    int64
 	waiting []*demand
 }
@@ -42,19 +48,19 @@ func NewBudget(size int64) *Budget {
 	return &Budget{size: size, free: size, lines: make(map[*conn]*line)}
 }
 
-// Share is how many bytes one connection may hold.
+// Share is how many bytes one connection may hold beside no other.
 func (b *Budget) Share() int64 { return b.size / connShare }
 
 // Acquire waits until n bytes are free for the connection that ctx belongs to,
-// or ctx ends. More than the connection's share is granted when it holds nothing
-// else, and more than the whole budget when nobody holds any of it.
+// or ctx ends. More than a connection may hold is granted when nobody holds any
+// of the budget.
 func (b *Budget) Acquire(ctx context.Context, n int64) error {
 	if n <= 0 {
 		return nil
 	}
 	b.mu.Lock()
 	l := b.line(connOf(ctx))
-	if len(b.turns) == 0 && b.enough(n) && l.room(n) {
+	if len(b.turns) == 0 && b.fits(l, n) {
 		b.take(l, n)
 		b.mu.Unlock()
 		return nil
@@ -111,10 +117,7 @@ func (b *Budget) Take(ctx context.Context, n int64) {
 func (b *Budget) line(c *conn) *line {
 	l := b.lines[c]
 	if l == nil {
-		l = &line{conn: c, limit: b.size}
-		if c != nil {
-			l.limit = b.Share()
-		}
+		l = &line{conn: c}
 		b.lines[c] = l
 	}
 	return l
@@ -131,11 +134,16 @@ func (b *Budget) giveBack(l *line, n int64) {
 	b.tidy(l)
 }
 
-// enough reports whether n more may be taken of the whole.
-func (b *Budget) enough(n int64) bool { return n <= b.free || b.free == b.size }
-
-// room reports whether the line may hold n more.
-func (l *line) room(n int64) bool { return l.held == 0 || l.held+n <= l.limit }
+// fits reports whether the line may hold n more now.
+func (b *Budget) fits(l *line, n int64) bool {
+	switch {
+	case b.free == b.size: // more than there is, too
+		return true
+	case l.conn == nil:
+		return n <= b.free
+	}
+	return l.held+n <= b.free/connPart
+}
 
 // tidy forgets a line in which nothing is left.
 func (b *Budget) tidy(l *line) {
@@ -150,18 +158,18 @@ func (b *Budget) tidy(l *line) {
 	}
 }
 
-// serve grants what can be granted. Lines at their limit are passed over; for
-// one that isn't, the others wait until enough is free.
+// serve grants what can be granted. Lines that hold all they may are passed over;
+// where one holds nothing, and too little is free for it, only small demands are
+// granted until enough is.
 func (b *Budget) serve() {
+	short := false
 	for i := 0; i < len(b.turns); {
 		l := b.turns[i]
 		d := l.waiting[0]
-		if !l.room(d.n) {
+		if !b.fits(l, d.n) || short && d.n > b.free/smallPart {
+			short = short || l.held == 0
 			i++
 			continue
-		}
-		if !b.enough(d.n) {
-			return
 		}
 		b.take(l, d.n)
 		l.waiting = l.waiting[1:]

@@ -33,7 +33,7 @@ func TestHeldUntilSent(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var released atomic.Int32
 			returned := make(chan struct{}, 1)
-			s := grpc.NewServer(append(PublicServerOptions(StreamWindow), grpc.UnknownServiceHandler(func(_ any, ss grpc.ServerStream) error {
+			s := grpc.NewServer(append(PublicServerOptions(1000, StreamWindow), grpc.UnknownServiceHandler(func(_ any, ss grpc.ServerStream) error {
 				defer func() { returned <- struct{}{} }()
 				return ss.SendMsg(Hold(ss.Context(), wrapperspb.Bytes(make([]byte, size)), func() { released.Add(1) }))
 			}))...)
@@ -113,20 +113,20 @@ func TestBudgetDebts(t *testing.T) {
 		if granted {
 			t.Fatal("granted from a debt")
 		}
-		b.Release(one, 5)
+		b.Release(one, 35)
 		synctest.Wait()
 		if !granted {
 			t.Fatal("not granted from what there is")
 		}
 		b.Release(two, 10)
-		b.Release(one, 90)
+		b.Release(one, 60)
 		if b.free != 100 || len(b.lines) > 0 || len(b.turns) > 0 {
 			t.Errorf("%d free, %d lines, %d turns", b.free, len(b.lines), len(b.turns))
 		}
 	})
 }
 
-// One connection gets a quarter, whatever it asks for, and others go on.
+// One connection gets a fifth, whatever it asks for, and others go on.
 func TestBudgetIsSharedByConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var tag connections
@@ -135,43 +135,68 @@ func TestBudgetIsSharedByConnections(t *testing.T) {
 		var got atomic.Int32
 		for range 10 {
 			go func() {
-				if b.Acquire(greedy, 10) == nil {
+				if b.Acquire(greedy, 6) == nil {
 					got.Add(1)
 				}
 			}()
 		}
 		synctest.Wait()
-		if n := got.Load(); n != 2 {
-			t.Fatalf("one connection got %d tens of a hundred", n)
-		}
-		if err := b.Acquire(modest, 25); err != nil {
-			t.Fatal(err)
-		}
-		if err := b.Acquire(t.Context(), 55); err != nil { // the node's own work has no limit
-			t.Fatal(err)
-		}
-		b.Release(greedy, 10)
-		synctest.Wait()
 		if n := got.Load(); n != 3 {
-			t.Fatalf("after a release it had got %d", n)
+			t.Fatalf("one connection got %d sixes of a hundred", n)
 		}
-		b.Release(modest, 25)
-		b.Release(t.Context(), 55)
-		for range 10 {
+		if err := b.Acquire(modest, 20); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Acquire(t.Context(), 62); err != nil { // the node's own work has no limit
+			t.Fatal(err)
+		}
+		b.Release(modest, 20)
+		b.Release(t.Context(), 62)
+		for i := int32(3); i < 10; i++ {
+			b.Release(greedy, 6)
 			synctest.Wait()
-			b.Release(greedy, 10)
-			if got.Load() == 10 {
-				break
+			if n := got.Load(); n != i+1 {
+				t.Fatalf("after %d releases it had got %d", i-2, n)
 			}
 		}
-		b.Release(greedy, 10)
+		b.Release(greedy, 18)
 		if b.free != 100 || len(b.lines) > 0 || len(b.turns) > 0 {
 			t.Errorf("%d free, %d lines, %d turns", b.free, len(b.lines), len(b.turns))
 		}
 	})
 }
 
-// A connection may hold more than its share when it holds nothing else.
+// However many take what they can get and give nothing back, something is left
+// for the next, also behind one that asks for more than that.
+func TestBudgetIsNeverUsedUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer synctest.Wait()
+		defer cancel()
+		var tag connections
+		b := NewBudget(64 << 20)
+		for range 16 {
+			greedy := tag.TagConn(ctx, nil)
+			for range 100 {
+				go b.Acquire(greedy, 256<<10)
+			}
+			go b.Acquire(greedy, 4<<20)
+		}
+		go b.Acquire(tag.TagConn(ctx, nil), 8<<20)
+		synctest.Wait()
+		modest := tag.TagConn(ctx, nil)
+		for range 100 {
+			short, stop := context.WithTimeout(modest, time.Second)
+			if err := b.Acquire(short, 64<<10); err != nil {
+				t.Fatalf("with %d KiB free: %v", b.free>>10, err)
+			}
+			stop()
+			b.Release(modest, 64<<10)
+		}
+	})
+}
+
+// More than a connection may hold is granted when nobody holds anything.
 func TestBudgetGrantsLargeDemands(t *testing.T) {
 	var tag connections
 	ctx := tag.TagConn(t.Context(), nil)

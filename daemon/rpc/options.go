@@ -41,25 +41,24 @@ const (
 // network, and a caller has other replicas to ask.
 const dialTimeout = 3 * time.Second
 
-// PublicServerOptions are the options of a server that clients reach, to whose
-// streams window bytes each may be under way, 64 KiB at least.
-func PublicServerOptions(window int32) []grpc.ServerOption {
-	return append(serverOptions(window), grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxPublicSend),
+// PublicServerOptions are the options of a server that clients reach. A
+// connection may have so many streams, to each of which window bytes may be
+// under way, 64 KiB at least.
+func PublicServerOptions(streams uint32, window int32) []grpc.ServerOption {
+	return append(serverOptions(window), grpc.MaxConcurrentStreams(streams), grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxPublicSend),
 		grpc.StatsHandler(connections{}))
 }
 
 // ClusterServerOptions are the options of a server that only nodes reach.
 func ClusterServerOptions() []grpc.ServerOption {
-	return append(serverOptions(StreamWindow), grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage))
+	return append(serverOptions(StreamWindow), grpc.MaxConcurrentStreams(1<<20), grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage))
 }
 
 // serverOptions: balancers drop connections that are silent for minutes (350 s
 // on AWS, 600 s on GCP), hence the pings; clients ping as often as every few
-// seconds, and a server that minds closes their connection (ENHANCE_YOUR_CALM);
-// clients with one connection run all their jobs over it, hence the streams.
+// seconds, and a server that minds closes their connection (ENHANCE_YOUR_CALM).
 func serverOptions(window int32) []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.MaxConcurrentStreams(1 << 20),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.ForceServerCodecV2(Codec{}),

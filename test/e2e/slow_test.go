@@ -15,6 +15,7 @@ import (
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"golang.org/x/sync/errgroup"
 	bspb "google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -22,12 +23,13 @@ import (
 	"github.com/remex-build/terraform-provider-remex/test/reapi"
 )
 
-// A client that asks for a gigabyte and reads none of it costs a scheduler no
-// more than its stream budget, and no other client waits for it.
-func TestAClientThatDoesNotRead(t *testing.T) {
+// Clients that ask for gigabytes and read none of it cost a scheduler no more
+// than its stream budget, and no other client waits for them.
+func TestClientsThatDoNotRead(t *testing.T) {
 	const (
-		budget = 256 << 20
-		calls  = 400
+		budget  = 256 << 20
+		clients = 8
+		calls   = 100
 	)
 	c := fresh(t, "--schedulers=1", "--workers=2", "--executors=1", "--scheduler-flag=--stream-budget=256MiB")
 	good := dial(t, c)
@@ -50,13 +52,17 @@ func TestAClientThatDoesNotRead(t *testing.T) {
 		{"streams", "/google.bytestream.ByteStream/Read", &bspb.ReadRequest{ResourceName: fmt.Sprintf("blobs/%s/%d", reapi.Name(large).Hash, len(large))}},
 	} {
 		t.Run(kind.name, func(t *testing.T) {
-			bad, err := reapi.Dial(c.addr())
-			if err != nil {
-				t.Fatal(err)
+			var bad []*reapi.Client
+			for range clients {
+				one, err := reapi.Dial(c.addr())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer one.Close()
+				bad = append(bad, one)
 			}
-			defer bad.Close()
-			for range calls {
-				s, err := bad.Conn.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true}, kind.method)
+			for i := range clients * calls {
+				s, err := bad[i%clients].Conn.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true}, kind.method)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -85,9 +91,31 @@ func TestAClientThatDoesNotRead(t *testing.T) {
 			if err != nil || len(resp.Responses) != 1 || len(resp.Responses[0].Data) != len(small) {
 				t.Errorf("another client's batch: %v", err)
 			}
-			bad.Close()
-			eventually(t, "memory is free again", 20*time.Second, func() bool { return liveHeap(t, scheduler)-before < budget/4 })
+			for _, one := range bad {
+				one.Close()
+			}
+			eventually(t, "memory is free again", 20*time.Second, func() bool { return liveHeap(t, scheduler)-before < budget/8 })
 		})
+	}
+}
+
+// A client that begins thousands of uploads at once, over one connection, waits
+// with most of them until there is room. None is refused.
+func TestManyUploadsAtOnce(t *testing.T) {
+	client := dial(t, shared(t))
+	var g errgroup.Group
+	for i := range 3000 {
+		data := make([]byte, 5000)
+		rand.Read(data)
+		g.Go(func() error {
+			if i%2 == 0 {
+				return client.Write(t.Context(), data)
+			}
+			return client.Upload(t.Context(), [][]byte{data})
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 
