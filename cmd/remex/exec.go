@@ -232,7 +232,7 @@ func bytesText(n int64) string {
 		name string
 		size config.ByteSize
 	}{{"TiB", config.TiB}, {"GiB", config.GiB}, {"MiB", config.MiB}, {"KiB", config.KiB}} {
-		if n >= int64(u.size) {
+		if n >= int64(u.size)/1024*1000 { // from there on the smaller unit needs four digits
 			return fmt.Sprintf("%.3g%s", float64(n)/float64(u.size), u.name)
 		}
 	}

@@ -58,7 +58,7 @@ func (o Options) Validate() error {
 	bound("workers", o.Workers, 1, maxWorkers)
 	bound("executors", o.Executors, 0, 4096)
 	bound("replicas", o.Replicas, 1, 9)
-	if o.Replicas <= 9 && o.Replicas > o.Workers {
+	if o.Replicas <= 9 && o.Workers > 0 && o.Replicas > o.Workers {
 		errs = append(errs, fmt.Errorf("--replicas: %d copies need as many workers, and there are %d", o.Replicas, o.Workers))
 	}
 	if err := listenable(o.Listen); err != nil {
