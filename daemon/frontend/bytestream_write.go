@@ -18,10 +18,10 @@ import (
 )
 
 func (s byteStream) write(ss grpc.ServerStream) error {
-	if err := s.bring(); err != nil {
+	if err := s.bring(ss.Context()); err != nil {
 		return err
 	}
-	defer s.brought()
+	defer s.places.Release(ss.Context(), 1)
 	in := s.newIncoming(ss)
 	defer in.close()
 	err := in.recv()

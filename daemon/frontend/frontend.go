@@ -47,8 +47,8 @@ type Options struct {
 	// copies may wait with the one for the other. Nil makes one of 64 MiB.
 	Answers, Incoming *rpc.Budget
 	// MaxUploads is how many calls may bring blobs at a time, as each takes a
-	// flow-control window of memory even while it waits; 0 means 1,000. Further
-	// ones are refused: let connections have fewer streams.
+	// flow-control window of memory; 0 means 1,000. Others wait for up to ten
+	// seconds, and are then refused.
 	MaxUploads int
 	// Owners names the workers whose disks own a partition, which are the
 	// nearest to an action that has large files in it; nil means that nobody
@@ -70,8 +70,7 @@ type Frontend struct {
 
 	answers    *rpc.Budget
 	incoming   *rpc.Budget
-	bringing   atomic.Int64 // calls that bring blobs
-	maxUploads int64
+	places     *rpc.Budget // of calls that bring blobs, one each
 	recent     recent
 	near       *near.Map
 	learning   atomic.Bool // one call learns
@@ -98,9 +97,10 @@ func New(o Options) *Frontend {
 		o.Owners = func(uint16) []string { return nil }
 	}
 	f.near = near.New(o.Owners)
-	if f.maxUploads = int64(o.MaxUploads); f.maxUploads == 0 {
-		f.maxUploads = 1000
+	if o.MaxUploads == 0 {
+		o.MaxUploads = 1000
 	}
+	f.places = rpc.NewBudget(int64(o.MaxUploads))
 	if f.maxTimeout == 0 {
 		f.maxTimeout = 24 * time.Hour
 	}

@@ -14,8 +14,12 @@ import (
 	"github.com/remex-build/terraform-provider-remex/daemon/rpc"
 )
 
-// retryUploads is when an upload that was not admitted is to be tried again.
-const retryUploads = 500 * time.Millisecond
+// placeWait is how long an upload waits to be admitted, and retryUploads when one
+// that was not is to be tried again.
+const (
+	placeWait    = 10 * time.Second
+	retryUploads = 500 * time.Millisecond
+)
 
 // smallAnswer is how large an answer is that costs no more than its call.
 const smallAnswer = 4 << 10
@@ -129,10 +133,10 @@ func withRoom(desc grpc.ServiceDesc, room map[string]int64) *grpc.ServiceDesc {
 func holding(next grpc.MethodHandler, method string, room int64) grpc.MethodHandler {
 	return func(srv any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) { //nolint:revive // grpc's signature
 		f := srv.(interface{ frontend() *Frontend }).frontend()
-		if err := f.bring(); err != nil {
+		if err := f.bring(ctx); err != nil {
 			return nil, f.observe(ctx, method, func() error { return err })
 		}
-		defer f.brought()
+		defer f.places.Release(ctx, 1)
 		h := &held{b: f.incoming, ctx: ctx}
 		if err := h.take(room); err != nil {
 			return nil, f.observe(ctx, method, func() error { return err })
@@ -151,16 +155,16 @@ func holding(next grpc.MethodHandler, method string, room int64) grpc.MethodHand
 
 func (f *Frontend) frontend() *Frontend { return f }
 
-// bring admits a call that brings blobs, until brought is called.
-func (f *Frontend) bring() error {
-	if f.bringing.Add(1) > f.maxUploads {
-		f.brought()
+// bring admits a call that brings blobs, which gives its place back at its end.
+func (f *Frontend) bring(ctx context.Context) error {
+	waiting, cancel := context.WithTimeout(ctx, placeWait)
+	defer cancel()
+	err := f.places.Acquire(waiting, 1)
+	if err != nil && ctx.Err() == nil {
 		return errUploads
 	}
-	return nil
+	return err
 }
-
-func (f *Frontend) brought() { f.bringing.Add(-1) }
 
 var errUploads = withDetails(codes.ResourceExhausted,
 	"as many uploads are open as this scheduler's stream-budget has room for; try again",

@@ -80,11 +80,11 @@ func TestLargeAnswersWaitForRoom(t *testing.T) {
 	w.fill(t)
 }
 
-// Each upload takes a flow-control window of memory even while it waits, so
-// there is a last one.
+// Each upload takes a flow-control window of memory, so there is a last one:
+// others wait a while, and are refused.
 func TestUploadsAreCounted(t *testing.T) {
-	w := start(t, func(o *frontend.Options) { o.MaxUploads = 2 })
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	w := start(t, func(o *frontend.Options) { o.MaxUploads = 10 }) // of which one connection has two
+	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
 	defer cancel()
 	data := random(200 << 10)
 	name := uploadName(digest.Of(digest.SHA256, data))

@@ -62,7 +62,7 @@ func start(t *testing.T, set ...func(*frontend.Options)) *world {
 		s(&o)
 	}
 	w.front = frontend.New(o)
-	server := grpc.NewServer(append(rpc.PublicServerOptions(1000, rpc.StreamWindow), w.front.ServerOptions()...)...)
+	server := grpc.NewServer(append(rpc.PublicServerOptions(rpc.StreamWindow), w.front.ServerOptions()...)...)
 	w.front.Register(server)
 	l := bufconn.Listen(1 << 20)
 	served := make(chan error, 1)

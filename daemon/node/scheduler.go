@@ -47,8 +47,7 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 	}
 	// What clients send lies in their streams' windows, then in the frontend's
 	// part, then in the store's: one budget for these could be held by calls that
-	// wait for it. Uploads are refused once no window is left: two connections
-	// have them all.
+	// wait for it.
 	eighth := int64(c.StreamBudget) / 8
 	incoming, answers, inStore := rpc.NewBudget(eighth), rpc.NewBudget(2*eighth), 2*eighth
 	uploads := 3 * eighth / int64(c.StreamWindow)
@@ -77,7 +76,7 @@ func RunScheduler(ctx context.Context, c config.Scheduler, version string, log *
 		m := memory.Stats()
 		st.ActionCacheEntries, st.ActionCacheBytes = int64(m.Entries), m.Bytes
 	}
-	public := grpc.NewServer(append(rpc.PublicServerOptions(uint32(uploads/2), int32(c.StreamWindow)), front.ServerOptions()...)...)
+	public := grpc.NewServer(append(rpc.PublicServerOptions(int32(c.StreamWindow)), front.ServerOptions()...)...)
 	front.Register(public)
 	admin.New(admin.Options{
 		Self: b.members.Self().ID, Version: version, Replicas: c.Replicas, Members: b.members, Peers: b.peers, Local: b.status, Log: log,

@@ -311,7 +311,7 @@ func serveBytes(t testing.TB, bs bytestream.ByteStreamServer, so []grpc.ServerOp
 
 func TestBulkCrossesRealStreams(t *testing.T) {
 	c := &copier{}
-	client := serveBytes(t, c, PublicServerOptions(1000, StreamWindow), DialOptions(nil))
+	client := serveBytes(t, c, PublicServerOptions(StreamWindow), DialOptions(nil))
 	want := make([]byte, 3<<20+17)
 	for i := range want {
 		want[i] = byte(i * i >> 8)

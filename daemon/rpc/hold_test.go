@@ -33,7 +33,7 @@ func TestHeldUntilSent(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var released atomic.Int32
 			returned := make(chan struct{}, 1)
-			s := grpc.NewServer(append(PublicServerOptions(1000, StreamWindow), grpc.UnknownServiceHandler(func(_ any, ss grpc.ServerStream) error {
+			s := grpc.NewServer(append(PublicServerOptions(StreamWindow), grpc.UnknownServiceHandler(func(_ any, ss grpc.ServerStream) error {
 				defer func() { returned <- struct{}{} }()
 				return ss.SendMsg(Hold(ss.Context(), wrapperspb.Bytes(make([]byte, size)), func() { released.Add(1) }))
 			}))...)

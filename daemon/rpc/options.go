@@ -41,11 +41,11 @@ const (
 // network, and a caller has other replicas to ask.
 const dialTimeout = 3 * time.Second
 
-// PublicServerOptions are the options of a server that clients reach. A
-// connection may have so many streams, to each of which window bytes may be
-// under way, 64 KiB at least.
-func PublicServerOptions(streams uint32, window int32) []grpc.ServerOption {
-	return append(serverOptions(window), grpc.MaxConcurrentStreams(streams), grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxPublicSend),
+// PublicServerOptions are the options of a server that clients reach, to each of
+// whose streams window bytes may be under way, 64 KiB at least. Clients with one
+// connection run all their jobs over it, hence the streams.
+func PublicServerOptions(window int32) []grpc.ServerOption {
+	return append(serverOptions(window), grpc.MaxConcurrentStreams(1<<20), grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxPublicSend),
 		grpc.StatsHandler(connections{}))
 }
 
