@@ -116,6 +116,8 @@ type Store struct {
 	space   space
 	names   [256]sync.Mutex // by hash: whoever changes the files of a blob holds its lock
 
+	horizons horizons
+
 	old            []uint32 // segments found at the start
 	generation     uint64   // of the first journal of this process
 	clean          bool     // the process before closed the store
@@ -194,9 +196,12 @@ func (s *Store) openDir() error {
 	if empty {
 		// Whatever the index tells of is gone. It must not be taken for what
 		// will lie in segments of the same numbers.
-		if err := errors.Join(s.clear(dirIndex), s.clear(dirLinks)); err != nil {
+		if err := errors.Join(s.clear(dirIndex), s.clear(dirLinks), s.forgetHorizons()); err != nil {
 			return err
 		}
+	}
+	if err := s.loadHorizons(); err != nil {
+		return err
 	}
 	gens, err := s.generations()
 	if err != nil {
@@ -293,7 +298,7 @@ func (s *Store) keepJournal(ctx context.Context) {
 			continue
 		case <-tick.C:
 		}
-		err := s.checkpoint()
+		err := errors.Join(s.checkpoint(), s.saveHorizons())
 		if s.snapshotDue() {
 			err = errors.Join(err, s.snapshot())
 		}
@@ -317,8 +322,7 @@ func (s *Store) Close() error {
 	if s.closed.Swap(true) {
 		return nil
 	}
-	err := s.checkpoint()
-	err = errors.Join(err, s.journal.close())
+	err := errors.Join(s.checkpoint(), s.saveHorizons(), s.journal.close())
 	if err == nil && (s.loaded.Load() || s.clean) && s.journal.whole() {
 		err = s.leaveMarker()
 	}

@@ -126,6 +126,9 @@ func (s *Store) evictKind(kind Kind, until uint32, done func() bool) (n int) {
 		}
 		if s.drop(d, e) {
 			n++
+			if kind == Owned {
+				s.raiseHorizon(d.Prefix(), e.touch)
+			}
 			s.m.evicted.WithLabelValues(kind.String()).Inc()
 			s.m.evictedBytes.WithLabelValues(kind.String()).Add(float64(d.Size()))
 		}

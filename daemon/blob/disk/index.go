@@ -64,6 +64,7 @@ type shard struct {
 	count    [2]int64
 	bytes    [2]int64
 	variants int64 // files of their own, beside flagFile's
+	prints   [partsPerShard]Print
 }
 
 type index struct {
@@ -214,6 +215,7 @@ func (s *shard) unlinkLocked(i uint32) {
 	n := s.node(i)
 	k := n.entry.kind - 1
 	l := &s.lists[k]
+	s.printLocked(n, false)
 	if n.newer != 0 {
 		s.node(n.newer).older = n.older
 	} else {
@@ -233,6 +235,7 @@ func (s *shard) linkLocked(i uint32, newest bool) {
 	n := s.node(i)
 	k := n.entry.kind - 1
 	l := &s.lists[k]
+	s.printLocked(n, true)
 	switch {
 	case l.newest == 0:
 		l.newest, l.oldest = i, i
@@ -262,23 +265,49 @@ func (s *shard) touchLocked(i, now uint32) {
 
 // kindLocked moves i to the list of kind k, keeping the list in order of touch.
 func (s *shard) kindLocked(i uint32, k Kind) {
-	n := s.node(i)
 	s.unlinkLocked(i)
-	n.entry.kind = k
-	l := &s.lists[k-1]
-	at := l.newest // the first that is not newer than i
-	for at != 0 && s.node(at).entry.touch > n.entry.touch {
-		at = s.node(at).older
-	}
-	if at == 0 || at == l.newest {
-		s.linkLocked(i, at != 0 || l.newest == 0)
+	s.node(i).entry.kind = k
+	s.sortInLocked(i)
+}
+
+// ageLocked gives i another time of last use.
+func (s *shard) ageLocked(i, touch uint32) {
+	s.unlinkLocked(i)
+	s.node(i).entry.touch = touch
+	s.sortInLocked(i)
+}
+
+// sortInLocked links i where its touch belongs, coming from the nearer end: what
+// repair brings is mostly older than all that is there.
+func (s *shard) sortInLocked(i uint32) {
+	n := s.node(i)
+	k := n.entry.kind - 1
+	l := &s.lists[k]
+	if l.newest == 0 || n.entry.touch >= s.node(l.newest).entry.touch {
+		s.linkLocked(i, true)
 		return
 	}
+	first, last := s.node(l.newest).entry.touch, s.node(l.oldest).entry.touch
+	if n.entry.touch < last {
+		s.linkLocked(i, false)
+		return
+	}
+	at := l.newest // the newest that is not newer than i
+	if first-n.entry.touch <= n.entry.touch-last {
+		for s.node(at).entry.touch > n.entry.touch {
+			at = s.node(at).older
+		}
+	} else {
+		for at = l.oldest; s.node(s.node(at).newer).entry.touch <= n.entry.touch; {
+			at = s.node(at).newer
+		}
+	}
+	s.printLocked(n, true)
 	n.older, n.newer = at, s.node(at).newer
 	s.node(n.newer).older = i
 	s.node(at).newer = i
-	s.count[k-1]++
-	s.bytes[k-1] += n.size
+	s.count[k]++
+	s.bytes[k] += n.size
 }
 
 // flagLocked changes flags and keeps the sum of variants.

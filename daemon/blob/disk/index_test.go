@@ -109,6 +109,24 @@ func TestIndexIsAnLRU(t *testing.T) {
 					sh.kindLocked(x.findLocked(sh, d), m[i].e.kind)
 				}
 			},
+			"age": func(t *rapid.T) {
+				d := name.Draw(t, "digest")
+				i := m.find(d)
+				if i < 0 {
+					return
+				}
+				e := m[i]
+				e.e.touch = uint32(rapid.IntRange(0, int(now)).Draw(t, "touch"))
+				m = slices.Delete(m, i, i+1)
+				at := 0
+				for j := range m {
+					if m[j].e.touch <= e.e.touch {
+						at = j + 1
+					}
+				}
+				m = slices.Insert(m, at, e)
+				sh.ageLocked(x.findLocked(sh, d), e.e.touch)
+			},
 			"": func(t *rapid.T) { compare(t, x, sh, m) },
 		}
 		t.Repeat(steps)
