@@ -1,6 +1,9 @@
 package placement
 
 import (
+	"bytes"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/cluster"
@@ -21,6 +24,7 @@ type Core struct {
 	table     *Table
 	last      time.Time // of the last step
 	disks     map[cluster.DiskID]*known
+	leaving   map[cluster.DiskID]Disk // of members that drain
 	quiet     time.Time // since when no disk was new; see Quiet
 }
 
@@ -42,7 +46,7 @@ const watched = 10
 // NewCore starts with no disks. Each partition gets r owners; a disk out of
 // the view is dropped after deadAfter.
 func NewCore(r int, deadAfter time.Duration) *Core {
-	return &Core{deadAfter: deadAfter, table: NewTable(nil, r), disks: make(map[cluster.DiskID]*known)}
+	return &Core{deadAfter: deadAfter, table: NewTable(nil, r), disks: make(map[cluster.DiskID]*known), leaving: make(map[cluster.DiskID]Disk)}
 }
 
 // Table is the table of the last step.
@@ -57,6 +61,7 @@ func (c *Core) Step(now time.Time, v *cluster.View) (t *Table, changed bool) {
 	c.listen(now, v, before)
 	if changed {
 		c.table = c.table.With(c.placeable())
+		c.table.leaving = sortedDisks(c.leaving)
 	}
 	return c.table, changed
 }
@@ -86,15 +91,20 @@ func (c *Core) advance(now time.Time, v *cluster.View) (changed bool) {
 	c.last = now
 
 	seen := latest(v)
+	for id := range c.leaving {
+		if m := seen[id]; m == nil || m.State != cluster.Draining {
+			delete(c.leaving, id)
+			changed = true
+		}
+	}
 	for id, m := range seen {
+		d := Disk{ID: id, Weight: max(m.Weight, 1), Zone: m.Zone, Node: m.ID, Addr: m.Addr}
 		if m.State == cluster.Draining {
-			if c.disks[id] != nil {
-				delete(c.disks, id)
-				changed = true
-			}
+			changed = changed || c.disks[id] != nil || c.leaving[id] != d
+			delete(c.disks, id)
+			c.leaving[id] = d
 			continue
 		}
-		d := Disk{ID: id, Weight: max(m.Weight, 1), Zone: m.Zone, Node: m.ID, Addr: m.Addr}
 		k := c.disks[id]
 		if k == nil {
 			k = new(known)
@@ -115,6 +125,10 @@ func (c *Core) advance(now time.Time, v *cluster.View) (changed bool) {
 		}
 	}
 	return changed
+}
+
+func sortedDisks(m map[cluster.DiskID]Disk) []Disk {
+	return slices.SortedFunc(maps.Values(m), func(a, b Disk) int { return bytes.Compare(a.ID[:], b.ID[:]) })
 }
 
 func (c *Core) placeable() []Disk {

@@ -249,3 +249,29 @@ func TestPlacementFollowsTheMembership(t *testing.T) {
 		}
 	})
 }
+
+// Who drains owns nothing, and is still asked for what it has until it has left.
+func TestLeavingDisksAreKnownUntilTheyHaveLeft(t *testing.T) {
+	now := time.Unix(0, 0)
+	c := NewCore(1, time.Minute)
+	view := func(state cluster.State) *cluster.View {
+		return &cluster.View{Members: []cluster.Member{
+			{ID: "a", Role: cluster.Worker, Disk: cluster.DiskID{1}, Addr: "a:1", State: cluster.Ready},
+			{ID: "b", Role: cluster.Worker, Disk: cluster.DiskID{2}, Addr: "b:1", State: state},
+		}}
+	}
+	c.Step(now, view(cluster.Ready))
+	table, changed := c.Step(now, view(cluster.Draining))
+	if !changed || len(table.Disks()) != 1 || len(table.Leaving()) != 1 || table.Leaving()[0].Addr != "b:1" {
+		t.Errorf("changed %v: placeable %v, leaving %v", changed, table.Disks(), table.Leaving())
+	}
+	if _, changed = c.Step(now, view(cluster.Draining)); changed {
+		t.Error("nothing has changed")
+	}
+	before := table.ID()
+	only := view(cluster.Ready)
+	only.Members = only.Members[:1]
+	if table, changed = c.Step(now, only); !changed || len(table.Leaving()) != 0 || table.ID() != before {
+		t.Errorf("changed %v, leaving %v", changed, table.Leaving())
+	}
+}

@@ -45,6 +45,7 @@ type Table struct {
 	r       int
 	width   int    // ranks tabled for each partition: max(tabled, r), at most all
 	disks   []Disk // by ID
+	leaving []Disk // by ID
 	scorers []scorer
 	zones   []uint16 // of each disk, numbered in order of first appearance
 	nzones  int
@@ -98,6 +99,11 @@ func (t *Table) R() int { return t.r }
 
 // Disks are the table's disks by ID. The caller must not change them.
 func (t *Table) Disks() []Disk { return t.disks }
+
+// Leaving are the disks of members that drain, by ID: they own nothing, and may
+// hold what nobody else does. They don't enter the table's ID. The caller must
+// not change them.
+func (t *Table) Leaving() []Disk { return t.leaving }
 
 // Disk finds a disk by its id.
 func (t *Table) Disk(id cluster.DiskID) (Disk, bool) {
