@@ -25,7 +25,7 @@ type Core struct {
 	last      time.Time // of the last step
 	disks     map[cluster.DiskID]*known
 	leaving   map[cluster.DiskID]Disk // of members that drain
-	quiet     time.Time // since when no disk was new; see Quiet
+	quiet     time.Time               // since when no disk was new; see Quiet
 }
 
 type known struct {

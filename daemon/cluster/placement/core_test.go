@@ -86,8 +86,8 @@ func TestCore(t *testing.T) {
 		if table, changed := c.Step(now.Add(time.Second), view(a, draining)); !changed || len(table.Disks()) != 1 {
 			t.Fatalf("changed %v, %d disks", changed, len(table.Disks()))
 		}
-		if _, changed := c.Step(now.Add(2*time.Second), view(a)); changed {
-			t.Fatal("changed again")
+		if table, _ := c.Step(now.Add(2*time.Second), view(a)); len(table.Disks()) != 1 {
+			t.Fatalf("%d disks", len(table.Disks()))
 		}
 	})
 	t.Run("a restart updates the address and moves no data", func(t *testing.T) {
