@@ -28,6 +28,7 @@ const (
 	Presence_PRESENCE_UNKNOWN Presence = 0 // it could not tell: its index is still being read
 	Presence_PRESENCE_ABSENT  Presence = 1
 	Presence_PRESENCE_PRESENT Presence = 2
+	Presence_PRESENCE_MISSING Presence = 3 // absent, and the disk knows of all that exists there
 )
 
 // Enum value maps for Presence.
@@ -36,11 +37,13 @@ var (
 		0: "PRESENCE_UNKNOWN",
 		1: "PRESENCE_ABSENT",
 		2: "PRESENCE_PRESENT",
+		3: "PRESENCE_MISSING",
 	}
 	Presence_value = map[string]int32{
 		"PRESENCE_UNKNOWN": 0,
 		"PRESENCE_ABSENT":  1,
 		"PRESENCE_PRESENT": 2,
+		"PRESENCE_MISSING": 3,
 	}
 )
 
@@ -121,10 +124,63 @@ func (Ack) EnumDescriptor() ([]byte, []int) {
 	return file_blob_proto_rawDescGZIP(), []int{1}
 }
 
+type Confirmation int32
+
+const (
+	Confirmation_CONFIRMATION_NONE     Confirmation = 0 // the answerer is no owner, or cannot tell
+	Confirmation_CONFIRMATION_HELD     Confirmation = 1 // its bytes are there
+	Confirmation_CONFIRMATION_UNWANTED Confirmation = 2 // it evicted what was used as recently
+	Confirmation_CONFIRMATION_NOTED    Confirmation = 3 // it will fetch it
+)
+
+// Enum value maps for Confirmation.
+var (
+	Confirmation_name = map[int32]string{
+		0: "CONFIRMATION_NONE",
+		1: "CONFIRMATION_HELD",
+		2: "CONFIRMATION_UNWANTED",
+		3: "CONFIRMATION_NOTED",
+	}
+	Confirmation_value = map[string]int32{
+		"CONFIRMATION_NONE":     0,
+		"CONFIRMATION_HELD":     1,
+		"CONFIRMATION_UNWANTED": 2,
+		"CONFIRMATION_NOTED":    3,
+	}
+)
+
+func (x Confirmation) Enum() *Confirmation {
+	p := new(Confirmation)
+	*p = x
+	return p
+}
+
+func (x Confirmation) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Confirmation) Descriptor() protoreflect.EnumDescriptor {
+	return file_blob_proto_enumTypes[2].Descriptor()
+}
+
+func (Confirmation) Type() protoreflect.EnumType {
+	return &file_blob_proto_enumTypes[2]
+}
+
+func (x Confirmation) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Confirmation.Descriptor instead.
+func (Confirmation) EnumDescriptor() ([]byte, []int) {
+	return file_blob_proto_rawDescGZIP(), []int{2}
+}
+
 type ExistsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Digests       []byte                 `protobuf:"bytes,1,opt,name=digests,proto3" json:"digests,omitempty"` // packed, daemon/digest
 	Touch         bool                   `protobuf:"varint,2,opt,name=touch,proto3" json:"touch,omitempty"`    // marks what is present as used now
+	Held          bool                   `protobuf:"varint,3,opt,name=held,proto3" json:"held,omitempty"`      // only what can be read from here is present
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -173,11 +229,17 @@ func (x *ExistsRequest) GetTouch() bool {
 	return false
 }
 
+func (x *ExistsRequest) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
 type ExistsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Presence      []byte                 `protobuf:"bytes,1,opt,name=presence,proto3" json:"presence,omitempty"` // 2 bits a digest, the first in the lowest bits of byte 0
 	View          uint64                 `protobuf:"varint,2,opt,name=view,proto3" json:"view,omitempty"`        // the id of the answerer's placement view
-	Disks         uint32                 `protobuf:"varint,3,opt,name=disks,proto3" json:"disks,omitempty"`      // how many disks are placeable in that view
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -222,13 +284,6 @@ func (x *ExistsResponse) GetPresence() []byte {
 func (x *ExistsResponse) GetView() uint64 {
 	if x != nil {
 		return x.View
-	}
-	return 0
-}
-
-func (x *ExistsResponse) GetDisks() uint32 {
-	if x != nil {
-		return x.Disks
 	}
 	return 0
 }
@@ -388,6 +443,7 @@ type PutRequest struct {
 	// The sender takes the receiver for the stand-in of these owners (disk ids),
 	// which refused or cannot be reached.
 	Skipped       [][]byte `protobuf:"bytes,2,rep,name=skipped,proto3" json:"skipped,omitempty"`
+	Refused       [][]byte `protobuf:"bytes,3,rep,name=refused,proto3" json:"refused,omitempty"` // those of them that refused it themselves
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -432,6 +488,13 @@ func (x *PutRequest) GetBlobs() []*PutRequest_Blob {
 func (x *PutRequest) GetSkipped() [][]byte {
 	if x != nil {
 		return x.Skipped
+	}
+	return nil
+}
+
+func (x *PutRequest) GetRefused() [][]byte {
+	if x != nil {
+		return x.Refused
 	}
 	return nil
 }
@@ -494,6 +557,7 @@ type PullRequest struct {
 	Digests       []byte                 `protobuf:"bytes,1,opt,name=digests,proto3" json:"digests,omitempty"`
 	From          []string               `protobuf:"bytes,2,rep,name=from,proto3" json:"from,omitempty"`       // cluster addresses that hold the bytes
 	Skipped       [][]byte               `protobuf:"bytes,3,rep,name=skipped,proto3" json:"skipped,omitempty"` // as in PutRequest
+	Refused       [][]byte               `protobuf:"bytes,4,rep,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -545,6 +609,13 @@ func (x *PullRequest) GetFrom() []string {
 func (x *PullRequest) GetSkipped() [][]byte {
 	if x != nil {
 		return x.Skipped
+	}
+	return nil
+}
+
+func (x *PullRequest) GetRefused() [][]byte {
+	if x != nil {
+		return x.Refused
 	}
 	return nil
 }
@@ -1142,6 +1213,588 @@ func (x *DiskStatusResponse) GetFull() bool {
 	return false
 }
 
+// CompareRequest asks a disk what it owns in some partitions (daemon/blob/repair
+// packs sets of them).
+type CompareRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Disk          []byte                 `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"` // who asks
+	Parts         []byte                 `protobuf:"bytes,2,opt,name=parts,proto3" json:"parts,omitempty"`
+	Prints        []byte                 `protobuf:"bytes,3,opt,name=prints,proto3" json:"prints,omitempty"` // of the partitions in which it owns anything: number (2), count (4), sum (8)
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompareRequest) Reset() {
+	*x = CompareRequest{}
+	mi := &file_blob_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompareRequest) ProtoMessage() {}
+
+func (x *CompareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blob_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompareRequest.ProtoReflect.Descriptor instead.
+func (*CompareRequest) Descriptor() ([]byte, []int) {
+	return file_blob_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *CompareRequest) GetDisk() []byte {
+	if x != nil {
+		return x.Disk
+	}
+	return nil
+}
+
+func (x *CompareRequest) GetParts() []byte {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+func (x *CompareRequest) GetPrints() []byte {
+	if x != nil {
+		return x.Prints
+	}
+	return nil
+}
+
+type CompareResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Adopted       []byte                 `protobuf:"bytes,1,opt,name=adopted,proto3" json:"adopted,omitempty"`  // the answerer holds the asker to be an owner there
+	Differ        []byte                 `protobuf:"bytes,2,opt,name=differ,proto3" json:"differ,omitempty"`    // the answerer owns something there, and the prints differ
+	Loading       bool                   `protobuf:"varint,3,opt,name=loading,proto3" json:"loading,omitempty"` // it cannot tell yet
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompareResponse) Reset() {
+	*x = CompareResponse{}
+	mi := &file_blob_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompareResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompareResponse) ProtoMessage() {}
+
+func (x *CompareResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blob_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompareResponse.ProtoReflect.Descriptor instead.
+func (*CompareResponse) Descriptor() ([]byte, []int) {
+	return file_blob_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *CompareResponse) GetAdopted() []byte {
+	if x != nil {
+		return x.Adopted
+	}
+	return nil
+}
+
+func (x *CompareResponse) GetDiffer() []byte {
+	if x != nil {
+		return x.Differ
+	}
+	return nil
+}
+
+func (x *CompareResponse) GetLoading() bool {
+	if x != nil {
+		return x.Loading
+	}
+	return false
+}
+
+type ListRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Disk          []byte                 `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"`
+	Parts         []byte                 `protobuf:"bytes,2,opt,name=parts,proto3" json:"parts,omitempty"`
+	After         uint32                 `protobuf:"varint,3,opt,name=after,proto3" json:"after,omitempty"` // the partition to go on from
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRequest) Reset() {
+	*x = ListRequest{}
+	mi := &file_blob_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRequest) ProtoMessage() {}
+
+func (x *ListRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blob_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
+func (*ListRequest) Descriptor() ([]byte, []int) {
+	return file_blob_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListRequest) GetDisk() []byte {
+	if x != nil {
+		return x.Disk
+	}
+	return nil
+}
+
+func (x *ListRequest) GetParts() []byte {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+func (x *ListRequest) GetAfter() uint32 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+type ListResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digests       []byte                 `protobuf:"bytes,1,opt,name=digests,proto3" json:"digests,omitempty"` // packed
+	Touches       []byte                 `protobuf:"bytes,2,opt,name=touches,proto3" json:"touches,omitempty"` // 4 bytes each, little endian, Unix seconds
+	Next          uint32                 `protobuf:"varint,3,opt,name=next,proto3" json:"next,omitempty"`      // 65536: that was all
+	Loading       bool                   `protobuf:"varint,4,opt,name=loading,proto3" json:"loading,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListResponse) Reset() {
+	*x = ListResponse{}
+	mi := &file_blob_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListResponse) ProtoMessage() {}
+
+func (x *ListResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blob_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
+func (*ListResponse) Descriptor() ([]byte, []int) {
+	return file_blob_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListResponse) GetDigests() []byte {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
+}
+
+func (x *ListResponse) GetTouches() []byte {
+	if x != nil {
+		return x.Touches
+	}
+	return nil
+}
+
+func (x *ListResponse) GetNext() uint32 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *ListResponse) GetLoading() bool {
+	if x != nil {
+		return x.Loading
+	}
+	return false
+}
+
+// ConfirmRequest asks an owner whether it has blobs that the asker would like to
+// stop keeping for the cluster. What it lacks it is to fetch.
+type ConfirmRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Holder        []byte                 `protobuf:"bytes,1,opt,name=holder,proto3" json:"holder,omitempty"` // the disk that has them
+	Digests       []byte                 `protobuf:"bytes,2,opt,name=digests,proto3" json:"digests,omitempty"`
+	Touches       []byte                 `protobuf:"bytes,3,opt,name=touches,proto3" json:"touches,omitempty"` // as in ListResponse
+	Leaves        bool                   `protobuf:"varint,4,opt,name=leaves,proto3" json:"leaves,omitempty"`  // that disk drains
+	Sole          []byte                 `protobuf:"bytes,5,opt,name=sole,proto3" json:"sole,omitempty"`       // a bit for each, the first the lowest of byte 0: nobody else has it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmRequest) Reset() {
+	*x = ConfirmRequest{}
+	mi := &file_blob_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmRequest) ProtoMessage() {}
+
+func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blob_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmRequest.ProtoReflect.Descriptor instead.
+func (*ConfirmRequest) Descriptor() ([]byte, []int) {
+	return file_blob_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ConfirmRequest) GetHolder() []byte {
+	if x != nil {
+		return x.Holder
+	}
+	return nil
+}
+
+func (x *ConfirmRequest) GetDigests() []byte {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
+}
+
+func (x *ConfirmRequest) GetTouches() []byte {
+	if x != nil {
+		return x.Touches
+	}
+	return nil
+}
+
+func (x *ConfirmRequest) GetLeaves() bool {
+	if x != nil {
+		return x.Leaves
+	}
+	return false
+}
+
+func (x *ConfirmRequest) GetSole() []byte {
+	if x != nil {
+		return x.Sole
+	}
+	return nil
+}
+
+type ConfirmResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Confirmations []byte                 `protobuf:"bytes,1,opt,name=confirmations,proto3" json:"confirmations,omitempty"` // a Confirmation in each byte
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmResponse) Reset() {
+	*x = ConfirmResponse{}
+	mi := &file_blob_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmResponse) ProtoMessage() {}
+
+func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blob_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmResponse.ProtoReflect.Descriptor instead.
+func (*ConfirmResponse) Descriptor() ([]byte, []int) {
+	return file_blob_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ConfirmResponse) GetConfirmations() []byte {
+	if x != nil {
+		return x.Confirmations
+	}
+	return nil
+}
+
+// RelayRequest has a node call another one that the caller cannot reach.
+type RelayRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	To            string                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"` // cluster address
+	Method        uint32                 `protobuf:"varint,2,opt,name=method,proto3" json:"method,omitempty"`
+	Body          []byte                 `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayRequest) Reset() {
+	*x = RelayRequest{}
+	mi := &file_blob_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayRequest) ProtoMessage() {}
+
+func (x *RelayRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blob_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayRequest.ProtoReflect.Descriptor instead.
+func (*RelayRequest) Descriptor() ([]byte, []int) {
+	return file_blob_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RelayRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *RelayRequest) GetMethod() uint32 {
+	if x != nil {
+		return x.Method
+	}
+	return 0
+}
+
+func (x *RelayRequest) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+type RelayResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayResponse) Reset() {
+	*x = RelayResponse{}
+	mi := &file_blob_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayResponse) ProtoMessage() {}
+
+func (x *RelayResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blob_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayResponse.ProtoReflect.Descriptor instead.
+func (*RelayResponse) Descriptor() ([]byte, []int) {
+	return file_blob_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RelayResponse) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+// ReserveRequest keeps room on a disk for what another one drains.
+type ReserveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Disk          []byte                 `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"`    // that drains
+	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // 0 gives it back
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReserveRequest) Reset() {
+	*x = ReserveRequest{}
+	mi := &file_blob_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReserveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReserveRequest) ProtoMessage() {}
+
+func (x *ReserveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blob_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReserveRequest.ProtoReflect.Descriptor instead.
+func (*ReserveRequest) Descriptor() ([]byte, []int) {
+	return file_blob_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ReserveRequest) GetDisk() []byte {
+	if x != nil {
+		return x.Disk
+	}
+	return nil
+}
+
+func (x *ReserveRequest) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type ReserveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Room          int64                  `protobuf:"varint,1,opt,name=room,proto3" json:"room,omitempty"` // what the disk has, other reservations taken off
+	Granted       bool                   `protobuf:"varint,2,opt,name=granted,proto3" json:"granted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReserveResponse) Reset() {
+	*x = ReserveResponse{}
+	mi := &file_blob_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReserveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReserveResponse) ProtoMessage() {}
+
+func (x *ReserveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blob_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReserveResponse.ProtoReflect.Descriptor instead.
+func (*ReserveResponse) Descriptor() ([]byte, []int) {
+	return file_blob_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ReserveResponse) GetRoom() int64 {
+	if x != nil {
+		return x.Room
+	}
+	return 0
+}
+
+func (x *ReserveResponse) GetGranted() bool {
+	if x != nil {
+		return x.Granted
+	}
+	return false
+}
+
 type GetResponse_Blob struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
@@ -1152,7 +1805,7 @@ type GetResponse_Blob struct {
 
 func (x *GetResponse_Blob) Reset() {
 	*x = GetResponse_Blob{}
-	mi := &file_blob_proto_msgTypes[18]
+	mi := &file_blob_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1164,7 +1817,7 @@ func (x *GetResponse_Blob) String() string {
 func (*GetResponse_Blob) ProtoMessage() {}
 
 func (x *GetResponse_Blob) ProtoReflect() protoreflect.Message {
-	mi := &file_blob_proto_msgTypes[18]
+	mi := &file_blob_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1857,7 @@ type PutRequest_Blob struct {
 
 func (x *PutRequest_Blob) Reset() {
 	*x = PutRequest_Blob{}
-	mi := &file_blob_proto_msgTypes[19]
+	mi := &file_blob_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1216,7 +1869,7 @@ func (x *PutRequest_Blob) String() string {
 func (*PutRequest_Blob) ProtoMessage() {}
 
 func (x *PutRequest_Blob) ProtoReflect() protoreflect.Message {
-	mi := &file_blob_proto_msgTypes[19]
+	mi := &file_blob_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +1909,7 @@ type PutResponse_Blob struct {
 
 func (x *PutResponse_Blob) Reset() {
 	*x = PutResponse_Blob{}
-	mi := &file_blob_proto_msgTypes[20]
+	mi := &file_blob_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1921,7 @@ func (x *PutResponse_Blob) String() string {
 func (*PutResponse_Blob) ProtoMessage() {}
 
 func (x *PutResponse_Blob) ProtoReflect() protoreflect.Message {
-	mi := &file_blob_proto_msgTypes[20]
+	mi := &file_blob_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,13 +1957,14 @@ type WriteFrame_Header struct {
 	Upload        *UploadKey             `protobuf:"bytes,2,opt,name=upload,proto3" json:"upload,omitempty"`   // set: keep what arrived when the stream breaks
 	Offset        int64                  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`  // of the first byte that follows; needs upload
 	Skipped       [][]byte               `protobuf:"bytes,4,rep,name=skipped,proto3" json:"skipped,omitempty"` // as in PutRequest
+	Refused       [][]byte               `protobuf:"bytes,5,rep,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WriteFrame_Header) Reset() {
 	*x = WriteFrame_Header{}
-	mi := &file_blob_proto_msgTypes[21]
+	mi := &file_blob_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1976,7 @@ func (x *WriteFrame_Header) String() string {
 func (*WriteFrame_Header) ProtoMessage() {}
 
 func (x *WriteFrame_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_blob_proto_msgTypes[21]
+	mi := &file_blob_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1366,19 +2020,26 @@ func (x *WriteFrame_Header) GetSkipped() [][]byte {
 	return nil
 }
 
+func (x *WriteFrame_Header) GetRefused() [][]byte {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
 var File_blob_proto protoreflect.FileDescriptor
 
 const file_blob_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"blob.proto\x12\bremex.v1\"?\n" +
+	"blob.proto\x12\bremex.v1\"S\n" +
 	"\rExistsRequest\x12\x18\n" +
 	"\adigests\x18\x01 \x01(\fR\adigests\x12\x14\n" +
-	"\x05touch\x18\x02 \x01(\bR\x05touch\"V\n" +
+	"\x05touch\x18\x02 \x01(\bR\x05touch\x12\x12\n" +
+	"\x04held\x18\x03 \x01(\bR\x04held\"F\n" +
 	"\x0eExistsResponse\x12\x1a\n" +
 	"\bpresence\x18\x01 \x01(\fR\bpresence\x12\x12\n" +
-	"\x04view\x18\x02 \x01(\x04R\x04view\x12\x14\n" +
-	"\x05disks\x18\x03 \x01(\rR\x05disks\"&\n" +
+	"\x04view\x18\x02 \x01(\x04R\x04viewJ\x04\b\x03\x10\x04\"&\n" +
 	"\n" +
 	"GetRequest\x12\x18\n" +
 	"\adigests\x18\x01 \x01(\fR\adigests\":\n" +
@@ -1391,11 +2052,12 @@ const file_blob_proto_rawDesc = "" +
 	"\x04view\x18\x02 \x01(\x04R\x04view\x1aH\n" +
 	"\x04Blob\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12,\n" +
-	"\x06status\x18\x02 \x01(\v2\x14.remex.v1.BlobStatusR\x06status\"\x8b\x01\n" +
+	"\x06status\x18\x02 \x01(\v2\x14.remex.v1.BlobStatusR\x06status\"\xa5\x01\n" +
 	"\n" +
 	"PutRequest\x12/\n" +
 	"\x05blobs\x18\x01 \x03(\v2\x19.remex.v1.PutRequest.BlobR\x05blobs\x12\x18\n" +
-	"\askipped\x18\x02 \x03(\fR\askipped\x1a2\n" +
+	"\askipped\x18\x02 \x03(\fR\askipped\x12\x18\n" +
+	"\arefused\x18\x03 \x03(\fR\arefused\x1a2\n" +
 	"\x04Blob\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\xaa\x01\n" +
@@ -1404,11 +2066,12 @@ const file_blob_proto_rawDesc = "" +
 	"\x04view\x18\x02 \x01(\x04R\x04view\x1aU\n" +
 	"\x04Blob\x12\x1f\n" +
 	"\x03ack\x18\x01 \x01(\x0e2\r.remex.v1.AckR\x03ack\x12,\n" +
-	"\x06status\x18\x02 \x01(\v2\x14.remex.v1.BlobStatusR\x06status\"U\n" +
+	"\x06status\x18\x02 \x01(\v2\x14.remex.v1.BlobStatusR\x06status\"o\n" +
 	"\vPullRequest\x12\x18\n" +
 	"\adigests\x18\x01 \x01(\fR\adigests\x12\x12\n" +
 	"\x04from\x18\x02 \x03(\tR\x04from\x12\x18\n" +
-	"\askipped\x18\x03 \x03(\fR\askipped\"T\n" +
+	"\askipped\x18\x03 \x03(\fR\askipped\x12\x18\n" +
+	"\arefused\x18\x04 \x03(\fR\arefused\"T\n" +
 	"\fPullResponse\x120\n" +
 	"\x05blobs\x18\x01 \x03(\v2\x1a.remex.v1.PutResponse.BlobR\x05blobs\x12\x12\n" +
 	"\x04view\x18\x02 \x01(\x04R\x04view\"q\n" +
@@ -1426,17 +2089,18 @@ const file_blob_proto_rawDesc = "" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\"\x1b\n" +
 	"\x05Chunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\xee\x01\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\x89\x02\n" +
 	"\n" +
 	"WriteFrame\x123\n" +
 	"\x06header\x18\x01 \x01(\v2\x1b.remex.v1.WriteFrame.HeaderR\x06header\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x16\n" +
-	"\x06finish\x18\x03 \x01(\bR\x06finish\x1a\x7f\n" +
+	"\x06finish\x18\x03 \x01(\bR\x06finish\x1a\x99\x01\n" +
 	"\x06Header\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12+\n" +
 	"\x06upload\x18\x02 \x01(\v2\x13.remex.v1.UploadKeyR\x06upload\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x18\n" +
-	"\askipped\x18\x04 \x03(\fR\askipped\"b\n" +
+	"\askipped\x18\x04 \x03(\fR\askipped\x12\x18\n" +
+	"\arefused\x18\x05 \x03(\fR\arefused\"b\n" +
 	"\rWriteResponse\x12\x1f\n" +
 	"\x03ack\x18\x01 \x01(\x0e2\r.remex.v1.AckR\x03ack\x12\x1c\n" +
 	"\tcommitted\x18\x02 \x01(\x03R\tcommitted\x12\x12\n" +
@@ -1456,16 +2120,59 @@ const file_blob_proto_rawDesc = "" +
 	"\acorrupt\x18\t \x01(\x03R\acorrupt\x12\x12\n" +
 	"\x04free\x18\n" +
 	" \x01(\x03R\x04free\x12\x12\n" +
-	"\x04full\x18\v \x01(\bR\x04full*K\n" +
+	"\x04full\x18\v \x01(\bR\x04full\"R\n" +
+	"\x0eCompareRequest\x12\x12\n" +
+	"\x04disk\x18\x01 \x01(\fR\x04disk\x12\x14\n" +
+	"\x05parts\x18\x02 \x01(\fR\x05parts\x12\x16\n" +
+	"\x06prints\x18\x03 \x01(\fR\x06prints\"]\n" +
+	"\x0fCompareResponse\x12\x18\n" +
+	"\aadopted\x18\x01 \x01(\fR\aadopted\x12\x16\n" +
+	"\x06differ\x18\x02 \x01(\fR\x06differ\x12\x18\n" +
+	"\aloading\x18\x03 \x01(\bR\aloading\"M\n" +
+	"\vListRequest\x12\x12\n" +
+	"\x04disk\x18\x01 \x01(\fR\x04disk\x12\x14\n" +
+	"\x05parts\x18\x02 \x01(\fR\x05parts\x12\x14\n" +
+	"\x05after\x18\x03 \x01(\rR\x05after\"p\n" +
+	"\fListResponse\x12\x18\n" +
+	"\adigests\x18\x01 \x01(\fR\adigests\x12\x18\n" +
+	"\atouches\x18\x02 \x01(\fR\atouches\x12\x12\n" +
+	"\x04next\x18\x03 \x01(\rR\x04next\x12\x18\n" +
+	"\aloading\x18\x04 \x01(\bR\aloading\"\x88\x01\n" +
+	"\x0eConfirmRequest\x12\x16\n" +
+	"\x06holder\x18\x01 \x01(\fR\x06holder\x12\x18\n" +
+	"\adigests\x18\x02 \x01(\fR\adigests\x12\x18\n" +
+	"\atouches\x18\x03 \x01(\fR\atouches\x12\x16\n" +
+	"\x06leaves\x18\x04 \x01(\bR\x06leaves\x12\x12\n" +
+	"\x04sole\x18\x05 \x01(\fR\x04sole\"7\n" +
+	"\x0fConfirmResponse\x12$\n" +
+	"\rconfirmations\x18\x01 \x01(\fR\rconfirmations\"J\n" +
+	"\fRelayRequest\x12\x0e\n" +
+	"\x02to\x18\x01 \x01(\tR\x02to\x12\x16\n" +
+	"\x06method\x18\x02 \x01(\rR\x06method\x12\x12\n" +
+	"\x04body\x18\x03 \x01(\fR\x04body\"#\n" +
+	"\rRelayResponse\x12\x12\n" +
+	"\x04body\x18\x01 \x01(\fR\x04body\":\n" +
+	"\x0eReserveRequest\x12\x12\n" +
+	"\x04disk\x18\x01 \x01(\fR\x04disk\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"?\n" +
+	"\x0fReserveResponse\x12\x12\n" +
+	"\x04room\x18\x01 \x01(\x03R\x04room\x12\x18\n" +
+	"\agranted\x18\x02 \x01(\bR\agranted*a\n" +
 	"\bPresence\x12\x14\n" +
 	"\x10PRESENCE_UNKNOWN\x10\x00\x12\x13\n" +
 	"\x0fPRESENCE_ABSENT\x10\x01\x12\x14\n" +
-	"\x10PRESENCE_PRESENT\x10\x02*2\n" +
+	"\x10PRESENCE_PRESENT\x10\x02\x12\x14\n" +
+	"\x10PRESENCE_MISSING\x10\x03*2\n" +
 	"\x03Ack\x12\f\n" +
 	"\bACK_NONE\x10\x00\x12\r\n" +
 	"\tACK_OWNED\x10\x01\x12\x0e\n" +
 	"\n" +
-	"ACK_CACHED\x10\x022s\n" +
+	"ACK_CACHED\x10\x02*o\n" +
+	"\fConfirmation\x12\x15\n" +
+	"\x11CONFIRMATION_NONE\x10\x00\x12\x15\n" +
+	"\x11CONFIRMATION_HELD\x10\x01\x12\x19\n" +
+	"\x15CONFIRMATION_UNWANTED\x10\x02\x12\x16\n" +
+	"\x12CONFIRMATION_NOTED\x10\x032s\n" +
 	"\x05Blobs\x120\n" +
 	"\x04Read\x12\x15.remex.v1.ReadRequest\x1a\x0f.remex.v1.Chunk0\x01\x128\n" +
 	"\x05Write\x12\x14.remex.v1.WriteFrame\x1a\x17.remex.v1.WriteResponse(\x01B>Z<github.com/remex-build/terraform-provider-remex/daemon/protob\x06proto3"
@@ -1482,50 +2189,61 @@ func file_blob_proto_rawDescGZIP() []byte {
 	return file_blob_proto_rawDescData
 }
 
-var file_blob_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_blob_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_blob_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_blob_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_blob_proto_goTypes = []any{
 	(Presence)(0),              // 0: remex.v1.Presence
 	(Ack)(0),                   // 1: remex.v1.Ack
-	(*ExistsRequest)(nil),      // 2: remex.v1.ExistsRequest
-	(*ExistsResponse)(nil),     // 3: remex.v1.ExistsResponse
-	(*GetRequest)(nil),         // 4: remex.v1.GetRequest
-	(*BlobStatus)(nil),         // 5: remex.v1.BlobStatus
-	(*GetResponse)(nil),        // 6: remex.v1.GetResponse
-	(*PutRequest)(nil),         // 7: remex.v1.PutRequest
-	(*PutResponse)(nil),        // 8: remex.v1.PutResponse
-	(*PullRequest)(nil),        // 9: remex.v1.PullRequest
-	(*PullResponse)(nil),       // 10: remex.v1.PullResponse
-	(*UploadKey)(nil),          // 11: remex.v1.UploadKey
-	(*UploadRequest)(nil),      // 12: remex.v1.UploadRequest
-	(*UploadResponse)(nil),     // 13: remex.v1.UploadResponse
-	(*ReadRequest)(nil),        // 14: remex.v1.ReadRequest
-	(*Chunk)(nil),              // 15: remex.v1.Chunk
-	(*WriteFrame)(nil),         // 16: remex.v1.WriteFrame
-	(*WriteResponse)(nil),      // 17: remex.v1.WriteResponse
-	(*DiskStatusRequest)(nil),  // 18: remex.v1.DiskStatusRequest
-	(*DiskStatusResponse)(nil), // 19: remex.v1.DiskStatusResponse
-	(*GetResponse_Blob)(nil),   // 20: remex.v1.GetResponse.Blob
-	(*PutRequest_Blob)(nil),    // 21: remex.v1.PutRequest.Blob
-	(*PutResponse_Blob)(nil),   // 22: remex.v1.PutResponse.Blob
-	(*WriteFrame_Header)(nil),  // 23: remex.v1.WriteFrame.Header
+	(Confirmation)(0),          // 2: remex.v1.Confirmation
+	(*ExistsRequest)(nil),      // 3: remex.v1.ExistsRequest
+	(*ExistsResponse)(nil),     // 4: remex.v1.ExistsResponse
+	(*GetRequest)(nil),         // 5: remex.v1.GetRequest
+	(*BlobStatus)(nil),         // 6: remex.v1.BlobStatus
+	(*GetResponse)(nil),        // 7: remex.v1.GetResponse
+	(*PutRequest)(nil),         // 8: remex.v1.PutRequest
+	(*PutResponse)(nil),        // 9: remex.v1.PutResponse
+	(*PullRequest)(nil),        // 10: remex.v1.PullRequest
+	(*PullResponse)(nil),       // 11: remex.v1.PullResponse
+	(*UploadKey)(nil),          // 12: remex.v1.UploadKey
+	(*UploadRequest)(nil),      // 13: remex.v1.UploadRequest
+	(*UploadResponse)(nil),     // 14: remex.v1.UploadResponse
+	(*ReadRequest)(nil),        // 15: remex.v1.ReadRequest
+	(*Chunk)(nil),              // 16: remex.v1.Chunk
+	(*WriteFrame)(nil),         // 17: remex.v1.WriteFrame
+	(*WriteResponse)(nil),      // 18: remex.v1.WriteResponse
+	(*DiskStatusRequest)(nil),  // 19: remex.v1.DiskStatusRequest
+	(*DiskStatusResponse)(nil), // 20: remex.v1.DiskStatusResponse
+	(*CompareRequest)(nil),     // 21: remex.v1.CompareRequest
+	(*CompareResponse)(nil),    // 22: remex.v1.CompareResponse
+	(*ListRequest)(nil),        // 23: remex.v1.ListRequest
+	(*ListResponse)(nil),       // 24: remex.v1.ListResponse
+	(*ConfirmRequest)(nil),     // 25: remex.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),    // 26: remex.v1.ConfirmResponse
+	(*RelayRequest)(nil),       // 27: remex.v1.RelayRequest
+	(*RelayResponse)(nil),      // 28: remex.v1.RelayResponse
+	(*ReserveRequest)(nil),     // 29: remex.v1.ReserveRequest
+	(*ReserveResponse)(nil),    // 30: remex.v1.ReserveResponse
+	(*GetResponse_Blob)(nil),   // 31: remex.v1.GetResponse.Blob
+	(*PutRequest_Blob)(nil),    // 32: remex.v1.PutRequest.Blob
+	(*PutResponse_Blob)(nil),   // 33: remex.v1.PutResponse.Blob
+	(*WriteFrame_Header)(nil),  // 34: remex.v1.WriteFrame.Header
 }
 var file_blob_proto_depIdxs = []int32{
-	20, // 0: remex.v1.GetResponse.blobs:type_name -> remex.v1.GetResponse.Blob
-	21, // 1: remex.v1.PutRequest.blobs:type_name -> remex.v1.PutRequest.Blob
-	22, // 2: remex.v1.PutResponse.blobs:type_name -> remex.v1.PutResponse.Blob
-	22, // 3: remex.v1.PullResponse.blobs:type_name -> remex.v1.PutResponse.Blob
-	11, // 4: remex.v1.UploadRequest.key:type_name -> remex.v1.UploadKey
-	23, // 5: remex.v1.WriteFrame.header:type_name -> remex.v1.WriteFrame.Header
+	31, // 0: remex.v1.GetResponse.blobs:type_name -> remex.v1.GetResponse.Blob
+	32, // 1: remex.v1.PutRequest.blobs:type_name -> remex.v1.PutRequest.Blob
+	33, // 2: remex.v1.PutResponse.blobs:type_name -> remex.v1.PutResponse.Blob
+	33, // 3: remex.v1.PullResponse.blobs:type_name -> remex.v1.PutResponse.Blob
+	12, // 4: remex.v1.UploadRequest.key:type_name -> remex.v1.UploadKey
+	34, // 5: remex.v1.WriteFrame.header:type_name -> remex.v1.WriteFrame.Header
 	1,  // 6: remex.v1.WriteResponse.ack:type_name -> remex.v1.Ack
-	5,  // 7: remex.v1.GetResponse.Blob.status:type_name -> remex.v1.BlobStatus
+	6,  // 7: remex.v1.GetResponse.Blob.status:type_name -> remex.v1.BlobStatus
 	1,  // 8: remex.v1.PutResponse.Blob.ack:type_name -> remex.v1.Ack
-	5,  // 9: remex.v1.PutResponse.Blob.status:type_name -> remex.v1.BlobStatus
-	11, // 10: remex.v1.WriteFrame.Header.upload:type_name -> remex.v1.UploadKey
-	14, // 11: remex.v1.Blobs.Read:input_type -> remex.v1.ReadRequest
-	16, // 12: remex.v1.Blobs.Write:input_type -> remex.v1.WriteFrame
-	15, // 13: remex.v1.Blobs.Read:output_type -> remex.v1.Chunk
-	17, // 14: remex.v1.Blobs.Write:output_type -> remex.v1.WriteResponse
+	6,  // 9: remex.v1.PutResponse.Blob.status:type_name -> remex.v1.BlobStatus
+	12, // 10: remex.v1.WriteFrame.Header.upload:type_name -> remex.v1.UploadKey
+	15, // 11: remex.v1.Blobs.Read:input_type -> remex.v1.ReadRequest
+	17, // 12: remex.v1.Blobs.Write:input_type -> remex.v1.WriteFrame
+	16, // 13: remex.v1.Blobs.Read:output_type -> remex.v1.Chunk
+	18, // 14: remex.v1.Blobs.Write:output_type -> remex.v1.WriteResponse
 	13, // [13:15] is the sub-list for method output_type
 	11, // [11:13] is the sub-list for method input_type
 	11, // [11:11] is the sub-list for extension type_name
@@ -1543,8 +2261,8 @@ func file_blob_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blob_proto_rawDesc), len(file_blob_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   22,
+			NumEnums:      3,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

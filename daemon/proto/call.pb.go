@@ -25,19 +25,24 @@ const (
 type Method int32
 
 const (
-	Method_METHOD_UNSPECIFIED Method = 0
-	Method_METHOD_PING        Method = 1
-	Method_METHOD_BLOB_EXISTS Method = 10 // ExistsRequest, ExistsResponse
-	Method_METHOD_BLOB_GET    Method = 11 // GetRequest, GetResponse
-	Method_METHOD_BLOB_PUT    Method = 12 // PutRequest, PutResponse
-	Method_METHOD_BLOB_PULL   Method = 13 // PullRequest, PullResponse
-	Method_METHOD_BLOB_UPLOAD Method = 14 // UploadRequest, UploadResponse
-	Method_METHOD_DISK_STATUS Method = 15 // DiskStatusRequest, DiskStatusResponse
-	Method_METHOD_AC_GET      Method = 20 // AcGetRequest, AcGetResponse (to schedulers and to workers)
-	Method_METHOD_AC_PUT      Method = 21 // AcPutRequest, AcPutResponse (to schedulers)
-	Method_METHOD_AC_APPEND   Method = 22 // AcPutRequest, AcPutResponse (to workers: the journal)
-	Method_METHOD_AC_LIST     Method = 23 // AcListRequest, AcListResponse (to both)
-	Method_METHOD_NODE_STATUS Method = 30 // NodeStatusRequest, NodeStatusResponse
+	Method_METHOD_UNSPECIFIED  Method = 0
+	Method_METHOD_PING         Method = 1
+	Method_METHOD_BLOB_EXISTS  Method = 10 // ExistsRequest, ExistsResponse
+	Method_METHOD_BLOB_GET     Method = 11 // GetRequest, GetResponse
+	Method_METHOD_BLOB_PUT     Method = 12 // PutRequest, PutResponse
+	Method_METHOD_BLOB_PULL    Method = 13 // PullRequest, PullResponse
+	Method_METHOD_BLOB_UPLOAD  Method = 14 // UploadRequest, UploadResponse
+	Method_METHOD_DISK_STATUS  Method = 15 // DiskStatusRequest, DiskStatusResponse
+	Method_METHOD_BLOB_COMPARE Method = 16 // CompareRequest, CompareResponse (between workers)
+	Method_METHOD_BLOB_LIST    Method = 17 // ListRequest, ListResponse (between workers)
+	Method_METHOD_BLOB_CONFIRM Method = 19 // ConfirmRequest, ConfirmResponse
+	Method_METHOD_DISK_RESERVE Method = 40 // ReserveRequest, ReserveResponse (between workers)
+	Method_METHOD_RELAY        Method = 41 // RelayRequest, RelayResponse
+	Method_METHOD_AC_GET       Method = 20 // AcGetRequest, AcGetResponse (to schedulers and to workers)
+	Method_METHOD_AC_PUT       Method = 21 // AcPutRequest, AcPutResponse (to schedulers)
+	Method_METHOD_AC_APPEND    Method = 22 // AcPutRequest, AcPutResponse (to workers: the journal)
+	Method_METHOD_AC_LIST      Method = 23 // AcListRequest, AcListResponse (to both)
+	Method_METHOD_NODE_STATUS  Method = 30 // NodeStatusRequest, NodeStatusResponse
 )
 
 // Enum value maps for Method.
@@ -51,6 +56,11 @@ var (
 		13: "METHOD_BLOB_PULL",
 		14: "METHOD_BLOB_UPLOAD",
 		15: "METHOD_DISK_STATUS",
+		16: "METHOD_BLOB_COMPARE",
+		17: "METHOD_BLOB_LIST",
+		19: "METHOD_BLOB_CONFIRM",
+		40: "METHOD_DISK_RESERVE",
+		41: "METHOD_RELAY",
 		20: "METHOD_AC_GET",
 		21: "METHOD_AC_PUT",
 		22: "METHOD_AC_APPEND",
@@ -58,19 +68,24 @@ var (
 		30: "METHOD_NODE_STATUS",
 	}
 	Method_value = map[string]int32{
-		"METHOD_UNSPECIFIED": 0,
-		"METHOD_PING":        1,
-		"METHOD_BLOB_EXISTS": 10,
-		"METHOD_BLOB_GET":    11,
-		"METHOD_BLOB_PUT":    12,
-		"METHOD_BLOB_PULL":   13,
-		"METHOD_BLOB_UPLOAD": 14,
-		"METHOD_DISK_STATUS": 15,
-		"METHOD_AC_GET":      20,
-		"METHOD_AC_PUT":      21,
-		"METHOD_AC_APPEND":   22,
-		"METHOD_AC_LIST":     23,
-		"METHOD_NODE_STATUS": 30,
+		"METHOD_UNSPECIFIED":  0,
+		"METHOD_PING":         1,
+		"METHOD_BLOB_EXISTS":  10,
+		"METHOD_BLOB_GET":     11,
+		"METHOD_BLOB_PUT":     12,
+		"METHOD_BLOB_PULL":    13,
+		"METHOD_BLOB_UPLOAD":  14,
+		"METHOD_DISK_STATUS":  15,
+		"METHOD_BLOB_COMPARE": 16,
+		"METHOD_BLOB_LIST":    17,
+		"METHOD_BLOB_CONFIRM": 19,
+		"METHOD_DISK_RESERVE": 40,
+		"METHOD_RELAY":        41,
+		"METHOD_AC_GET":       20,
+		"METHOD_AC_PUT":       21,
+		"METHOD_AC_APPEND":    22,
+		"METHOD_AC_LIST":      23,
+		"METHOD_NODE_STATUS":  30,
 	}
 )
 
@@ -401,7 +416,7 @@ const file_call_proto_rawDesc = "" +
 	"\amessage\x18\x04 \x01(\tR\amessage\"9\n" +
 	"\vAnswerFrame\x12*\n" +
 	"\aanswers\x18\x01 \x03(\v2\x10.remex.v1.AnswerR\aanswers\"\x06\n" +
-	"\x04Ping*\xa1\x02\n" +
+	"\x04Ping*\x94\x03\n" +
 	"\x06Method\x12\x16\n" +
 	"\x12METHOD_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vMETHOD_PING\x10\x01\x12\x16\n" +
@@ -411,7 +426,12 @@ const file_call_proto_rawDesc = "" +
 	"\x0fMETHOD_BLOB_PUT\x10\f\x12\x14\n" +
 	"\x10METHOD_BLOB_PULL\x10\r\x12\x16\n" +
 	"\x12METHOD_BLOB_UPLOAD\x10\x0e\x12\x16\n" +
-	"\x12METHOD_DISK_STATUS\x10\x0f\x12\x11\n" +
+	"\x12METHOD_DISK_STATUS\x10\x0f\x12\x17\n" +
+	"\x13METHOD_BLOB_COMPARE\x10\x10\x12\x14\n" +
+	"\x10METHOD_BLOB_LIST\x10\x11\x12\x17\n" +
+	"\x13METHOD_BLOB_CONFIRM\x10\x13\x12\x17\n" +
+	"\x13METHOD_DISK_RESERVE\x10(\x12\x10\n" +
+	"\fMETHOD_RELAY\x10)\x12\x11\n" +
 	"\rMETHOD_AC_GET\x10\x14\x12\x11\n" +
 	"\rMETHOD_AC_PUT\x10\x15\x12\x14\n" +
 	"\x10METHOD_AC_APPEND\x10\x16\x12\x12\n" +

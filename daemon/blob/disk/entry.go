@@ -246,12 +246,13 @@ func (s *Store) SetKind(d digest.Digest, kind Kind) bool {
 	sh := s.index.shard(d)
 	sh.mu.Lock()
 	i := s.index.findLocked(sh, d)
-	if i != 0 && sh.node(i).entry.kind != kind {
+	changed := i != 0 && sh.node(i).entry.kind != kind
+	if changed {
 		sh.kindLocked(i, kind)
 		s.journal.add(opSet, d, sh.node(i).entry)
 	}
 	sh.mu.Unlock()
-	if i != 0 {
+	if changed {
 		s.flushKind(d)
 	}
 	return i != 0

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"sync/atomic"
 
 	"github.com/cespare/xxhash/v2"
@@ -70,41 +71,41 @@ type Copy struct {
 	Touch  uint32 // its last use, Unix seconds
 }
 
-// List calls f with the owned copies of the partitions that want holds, most
-// recently used first within each shard, from shard after on, until f returns
-// false. It returns the shard that is next, or -1 at the end: f is always given
-// whole shards, whose copies are of one moment.
-func (s *Store) List(want func(p uint16) bool, after int, f func(cs []Copy) bool) (next int) {
-	for i := after; i < shardCount; i++ {
-		if !f(s.listShard(i, want)) {
-			return i + 1
-		}
+// List is the owned copies of the partitions that want holds, from partition
+// after on, and the partition that is next, Partitions at the end. It ends after
+// some limit copies; a partition is listed whole, as of one moment.
+func (s *Store) List(want func(p uint16) bool, after, limit int) (cs []Copy, next int) {
+	for next = after; next < partitions && len(cs) < limit; {
+		cs, next = s.listShard(cs, want, next, limit)
 	}
-	return -1
+	return cs, next
 }
 
-func (s *Store) listShard(i int, want func(p uint16) bool) (cs []Copy) {
-	sh := &s.index.shards[i]
+// listShard lists what the shard of partition from has.
+func (s *Store) listShard(cs []Copy, want func(p uint16) bool, from, limit int) (_ []Copy, next int) {
+	shardAt := from / partsPerShard
+	sh := &s.index.shards[shardAt]
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	var wanted [partsPerShard]bool
 	total := 0
-	for j := range wanted {
-		if n := sh.prints[j].Count; n > 0 && want(uint16(i*partsPerShard+j)) {
-			wanted[j] = true
+	for next = from; next < (shardAt+1)*partsPerShard && len(cs)+total < limit; next++ {
+		if n := sh.prints[next%partsPerShard].Count; n > 0 && want(uint16(next)) {
+			wanted[next%partsPerShard] = true
 			total += int(n)
 		}
 	}
 	if total == 0 {
-		return nil
+		return cs, next
 	}
-	cs = make([]Copy, 0, total)
-	for at := sh.lists[Owned-1].newest; at != 0 && len(cs) < total; at = sh.node(at).older {
+	cs = slices.Grow(cs, total)
+	for at := sh.lists[Owned-1].newest; at != 0 && total > 0; at = sh.node(at).older {
 		if n := sh.node(at); wanted[binary.BigEndian.Uint16(n.hash[:])%partsPerShard] {
 			cs = append(cs, Copy{sh.digestLocked(at), n.entry.touch})
+			total--
 		}
 	}
-	return cs
+	return cs, next
 }
 
 // Touched is when the blob was last used, 0 if it is not here.
@@ -225,11 +226,4 @@ func (s *Store) loadHorizons() error {
 // ByLastUse orders copies, the most recently used first.
 func ByLastUse(a, b Copy) int {
 	return cmp.Or(cmp.Compare(b.Touch, a.Touch), a.Digest.Compare(b.Digest))
-}
-
-// Oldest is the last use of the least recently used owned copy, 0 if there is
-// none.
-func (s *Store) Oldest() uint32 {
-	_, e, _ := s.oldest(Owned, 0)
-	return e.touch
 }

@@ -66,7 +66,7 @@ func startNode(t testing.TB, i int, l *layout, o options) *node {
 // start starts a node, at the address that it had if it had one.
 func (n *node) start(o options) {
 	n.t.Helper()
-	d, err := disk.Open(disk.Options{Dir: n.dir, Capacity: 256 << 20, Log: quiet()})
+	d, err := disk.Open(disk.Options{Dir: n.dir, Capacity: 256 << 20, Log: quiet(), OnCorrupt: func(d digest.Digest) { n.store.Mend(d) }})
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -125,6 +125,7 @@ func newCluster(t testing.TB, disks int, o options) *testCluster {
 		c.nodes = append(c.nodes, startNode(t, i, c.layout, o))
 	}
 	c.include(c.nodes...)
+	c.settle(c.nodes...)
 	c.Store = New(Options{
 		Peers: c.wire, Placement: c.layout, R: o.r, W: o.w, Budget: o.budget,
 		Log: quiet(), Registerer: prometheus.NewRegistry(),
@@ -147,6 +148,39 @@ func (c *testCluster) include(nodes ...*node) {
 		ds = append(ds, n.place)
 	}
 	c.layout.set(c.o.r, ds...)
+}
+
+// settle waits until these nodes know all that there is.
+func (c *testCluster) settle(nodes ...*node) {
+	c.t.Helper()
+	for _, n := range nodes {
+		eventually(c.t, "the disk has settled", func() bool {
+			st := n.store.Keeping()
+			return st.View == c.layout.Table().ID() && st.Settled == st.Owned && st.Owned > 0
+		})
+	}
+}
+
+// isolate cuts everyone's way to n until the test is over.
+func (c *testCluster) isolate(t *testing.T, n *node) {
+	cut := func(cut bool) {
+		c.wire.setCut(n.addr, cut)
+		for _, o := range c.nodes {
+			o.wire.setCut(n.addr, cut)
+		}
+	}
+	cut(true)
+	t.Cleanup(func() { cut(false) })
+}
+
+// doubt makes the node unsure of d, and keeps it from asking others until the
+// test is over.
+func (n *node) doubt(t *testing.T, d digest.Digest) {
+	n.wire.setDeaf(true)
+	t.Cleanup(func() { n.wire.setDeaf(false) })
+	n.store.keeper.mu.Lock()
+	defer n.store.keeper.mu.Unlock()
+	n.store.keeper.core.Doubt(d.Prefix())
 }
 
 // rank is the nodes in d's rank order.

@@ -54,6 +54,7 @@ type wire struct {
 	*rpc.Peers
 	mu    sync.Mutex
 	cut   map[string]bool
+	deaf  bool
 	calls map[pb.Method]int
 }
 
@@ -66,7 +67,13 @@ func newWire(t testing.TB, self string) *wire {
 func (w *wire) isCut(addr string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.cut[addr]
+	return w.cut[addr] || w.deaf
+}
+
+func (w *wire) setDeaf(deaf bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.deaf = deaf
 }
 
 func (w *wire) setCut(addr string, cut bool) {

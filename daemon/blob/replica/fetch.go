@@ -186,6 +186,9 @@ func (s *Store) bringLarge(ctx context.Context, d digest.Digest) error {
 	}
 	defer r.Close()
 	err = s.local.Put(ctx, d, s.kindHere(d), r)
+	if err == nil {
+		s.keeper.drop(d)
+	}
 	if errors.Is(err, blob.ErrMismatch) {
 		// It is the copy that was wrong, not what we were asked.
 		err = unavailable(err)

@@ -21,14 +21,13 @@ const (
 	present
 )
 
-// judge applies the rule: any "present" wins; "missing" takes "absent" from all
-// disks but those that may be away without the last of w copies being among
-// them. A disk that answers, but cannot tell yet, is not away: it is waited for.
-func judge(disks, holders, absent, unknown, w int) verdict {
+// judge applies the rule: any "present" wins; "missing" takes the word of enough
+// settled owners, among whom one of the w that acknowledged a write must be.
+func judge(holders, sure, r, w int) verdict {
 	switch {
 	case holders > 0:
 		return present
-	case disks > 0 && unknown == 0 && disks-absent <= min(w, disks)-1:
+	case r > 0 && sure > r-min(w, r):
 		return missing
 	}
 	return unsure
@@ -37,15 +36,27 @@ func judge(disks, holders, absent, unknown, w int) verdict {
 // maxHolders is how many of a blob's holders are remembered.
 const maxHolders = 4
 
+// question is what is asked of the disks.
+type question struct {
+	touch    bool // the blobs are used
+	held     bool // only what can be read counts as present
+	everyone bool // and not only the owners, even where they can tell
+}
+
 // answers is what disks said about some digests.
 type answers struct {
-	v       *view
-	settled bool // this node had heard of all disks, and each had its time to answer
-	disks   int  // how many there are: the most that anybody knows
-	absent  []int32
-	unknown []int32 // from disks that answered, and could not tell
-	holders []holders
-	held    int // how many digests have a holder
+	v        *view
+	r, w     int // owners of a blob, and how many of them acknowledge it
+	settled  bool
+	absent   []int32 // "absent" from whomever
+	sure     []int32 // from settled owners
+	heard    []int32 // owners that answered
+	holders  []holders
+	held     int // how many digests have a holder
+	decided  int // how many have a verdict
+	answered int // disks that answered, this one included
+	others   int // of those, disks that see another placement
+	silent   int // disks that were asked and did not answer
 }
 
 type holders struct {
@@ -53,20 +64,43 @@ type holders struct {
 	at [maxHolders]int32
 }
 
-func (a *answers) verdict(i, w int) verdict {
-	v := judge(a.disks, int(a.holders[i].n), int(a.absent[i]), int(a.unknown[i]), w)
-	if v == missing && !a.settled {
+func newAnswers(s *Store, v *view, n int) *answers {
+	r := min(s.r, v.placed)
+	return &answers{
+		v: v, r: r, w: min(s.w, r), settled: s.settled(),
+		absent: make([]int32, n), sure: make([]int32, n), heard: make([]int32, n), holders: make([]holders, n),
+	}
+}
+
+func (a *answers) judge(i int) verdict { return judge(int(a.holders[i].n), int(a.sure[i]), a.r, a.w) }
+
+// verdict is judge's, but for one case: an owner that does not answer may have
+// what was written under a placement that those who answered have not heard of.
+// Then all that answered must see the placement that this node sees.
+func (a *answers) verdict(i int) verdict {
+	v := a.judge(i)
+	if v == missing && (!a.settled || int(a.heard[i]) < a.r && a.others > 0) {
 		return unsure
 	}
 	return v
 }
 
-func (a *answers) note(i, on int32, p disk.Presence) {
+// nobody reports whether everyone was asked, answered, and lacks digest i.
+func (a *answers) nobody(i int) bool {
+	return a.settled && a.silent == 0 && a.others == 0 && int(a.absent[i]) == a.answered && a.answered == len(a.v.disks)
+}
+
+func (a *answers) note(i, on int32, p disk.Presence, owner bool) {
+	before := a.judge(int(i))
+	if owner && p != disk.Unknown {
+		a.heard[i]++
+	}
 	switch p {
+	case missingHere:
+		a.absent[i]++
+		a.sure[i]++
 	case disk.Absent:
 		a.absent[i]++
-	case disk.Unknown:
-		a.unknown[i]++
 	case disk.Present:
 		h := &a.holders[i]
 		if h.n == 0 {
@@ -76,6 +110,9 @@ func (a *answers) note(i, on int32, p disk.Presence) {
 			h.at[h.n] = on
 			h.n++
 		}
+	}
+	if before == unsure && a.judge(int(i)) != unsure {
+		a.decided++
 	}
 }
 
@@ -87,10 +124,10 @@ func (s *Store) Missing(ctx context.Context, ds []digest.Digest) ([]digest.Diges
 	rest := withoutEmpty(ds)
 	for attempt := 0; len(rest) > 0; attempt++ {
 		changed := s.placement.Changed()
-		a := s.find(wait, s.view(), rest, true)
+		a := s.find(wait, s.view(), rest, question{touch: true})
 		left := rest[:0]
 		for i, d := range rest {
-			switch a.verdict(i, s.w) {
+			switch a.verdict(i) {
 			case missing:
 				lost[d] = true
 			case present:
@@ -136,41 +173,34 @@ func withoutEmpty(ds []digest.Digest) []digest.Digest {
 	return out
 }
 
-// find asks the owners of ds, and then, for what none of them has, everyone
+// find asks the owners of ds, and then, for what they could not settle, everyone
 // else at once. (One after another down the rank order would find out the same
 // in as many rounds as there are disks.)
-func (s *Store) find(ctx context.Context, v *view, ds []digest.Digest, touch bool) *answers {
-	a := &answers{
-		v: v, settled: s.settled(), disks: len(v.disks),
-		absent: make([]int32, len(ds)), unknown: make([]int32, len(ds)), holders: make([]holders, len(ds)),
-	}
-	asked := make(map[int32][]int32)
+func (s *Store) find(ctx context.Context, v *view, ds []digest.Digest, q question) *answers {
+	a := newAnswers(s, v, len(ds))
+	owners := make(map[int32][]int32)
 	var some [8]int32
 	for i, d := range ds {
 		for _, o := range v.owners(some[:0], d) {
-			asked[o] = append(asked[o], int32(i))
+			owners[o] = append(owners[o], int32(i))
 		}
 	}
-	s.ask(ctx, ds, asked, touch, a)
-	if a.held == len(ds) {
-		return a
-	}
+	s.ask(ctx, ds, owners, true, q, a)
 	others := make(map[int32][]int32)
 	for i, d := range ds {
-		if a.holders[i].n > 0 {
+		// Whoever reads is glad of any copy.
+		sure := a.judge(i) == missing && int(a.heard[i]) == a.r && !q.held
+		if !q.everyone && (a.holders[i].n > 0 || sure) {
 			continue
 		}
-		owners := v.owners(some[:0], d)
+		own := v.owners(some[:0], d)
 		for o := range int32(len(v.disks)) {
-			if !slices.Contains(owners, o) {
+			if !slices.Contains(own, o) {
 				others[o] = append(others[o], int32(i))
 			}
 		}
 	}
-	s.ask(ctx, ds, others, touch, a)
-	if ctx.Err() != nil {
-		a.settled = false // a disk that had no time to answer is not away
-	}
+	s.ask(ctx, ds, others, false, q, a)
 	return a
 }
 
@@ -179,13 +209,13 @@ type reply struct {
 	of       []int32
 	reached  bool
 	presence []byte
-	disks    int // that it knows
+	view     uint64
 }
 
 // ask puts to each disk the digests asked of it, all disks at once, and notes
-// the answers. Once every digest has a holder it waits only a little for the
+// the answers. Once every digest has a verdict it waits only a little for the
 // others, which still learn of the use.
-func (s *Store) ask(ctx context.Context, ds []digest.Digest, asked map[int32][]int32, touch bool, a *answers) {
+func (s *Store) ask(ctx context.Context, ds []digest.Digest, asked map[int32][]int32, owners bool, q question, a *answers) {
 	batches := 0
 	for on, of := range asked {
 		if on != a.v.self {
@@ -199,18 +229,19 @@ func (s *Store) ask(ctx context.Context, ds []digest.Digest, asked map[int32][]i
 		}
 		for len(of) > 0 {
 			n := min(len(of), maxDigests)
-			s.exists(a.v.disks[on].Addr, on, of[:n], ds, touch, replies)
+			s.exists(a.v, on, of[:n], ds, q, replies)
 			of = of[n:]
 		}
 	}
 	if of := asked[a.v.self]; len(of) > 0 {
-		for j, p := range s.local.Presence(pick(ds, of), touch) {
-			a.note(of[j], a.v.self, p)
+		a.answered++
+		for j, p := range s.keeper.presence(pick(ds, of), q.touch, q.held) {
+			a.note(of[j], a.v.self, p, owners)
 		}
 	}
 	var enough <-chan time.Time
-	for range batches {
-		if enough == nil && a.held == len(ds) {
+	for left := batches; left > 0; left-- {
+		if enough == nil && a.decided == len(ds) && !q.everyone {
 			t := time.NewTimer(touchGrace)
 			defer t.Stop()
 			enough = t.C
@@ -218,17 +249,21 @@ func (s *Store) ask(ctx context.Context, ds []digest.Digest, asked map[int32][]i
 		select {
 		case r := <-replies:
 			if !r.reached {
+				a.silent++
 				continue
 			}
-			// Who knows more disks than this node tells of some that were not
-			// asked.
-			a.disks = max(a.disks, r.disks)
+			a.answered++
+			if r.view != a.v.tab.ID() {
+				a.others++
+			}
 			for j, i := range r.of {
-				a.note(i, r.on, presenceAt(r.presence, j))
+				a.note(i, r.on, presenceAt(r.presence, j), owners)
 			}
 		case <-enough:
+			a.silent += left
 			return
 		case <-ctx.Done():
+			a.silent += left
 			return
 		}
 	}
@@ -236,15 +271,15 @@ func (s *Store) ask(ctx context.Context, ds []digest.Digest, asked map[int32][]i
 
 // exists asks one disk. It outlives its request: the touches are wanted even
 // if nobody waits for the answer any more.
-func (s *Store) exists(addr string, on int32, of []int32, ds []digest.Digest, touch bool, to chan<- reply) {
-	req := &pb.ExistsRequest{Digests: digest.Pack(pick(ds, of)), Touch: touch}
+func (s *Store) exists(v *view, on int32, of []int32, ds []digest.Digest, q question, to chan<- reply) {
+	req := &pb.ExistsRequest{Digests: digest.Pack(pick(ds, of)), Touch: q.touch, Held: q.held}
 	s.spawn(func() {
 		ctx, cancel := context.WithTimeout(s.base, askTimeout)
 		defer cancel()
 		var resp pb.ExistsResponse
 		r := reply{on: on, of: of}
-		if err := s.peers.Call(ctx, addr, pb.Method_METHOD_BLOB_EXISTS, req, &resp); err == nil {
-			r.reached, r.presence, r.disks = true, resp.Presence, int(resp.Disks)
+		if err := s.reach(ctx, v, on, pb.Method_METHOD_BLOB_EXISTS, req, &resp); err == nil {
+			r.reached, r.presence, r.view = true, resp.Presence, resp.View
 		}
 		to <- r
 	})
@@ -261,8 +296,8 @@ func pick(ds []digest.Digest, of []int32) []digest.Digest {
 // locate says where d is: its holders, or blob.ErrNotFound if it is certain
 // that nobody has it, or blob.ErrUnavailable if nobody could tell just now.
 func (s *Store) locate(ctx context.Context, v *view, d digest.Digest) ([]int32, error) {
-	a := s.find(ctx, v, []digest.Digest{d}, false)
-	switch a.verdict(0, s.w) {
+	a := s.find(ctx, v, []digest.Digest{d}, question{held: true})
+	switch a.verdict(0) {
 	case present:
 		return a.holders[0].at[:a.holders[0].n], nil
 	case missing:

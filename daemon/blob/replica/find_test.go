@@ -26,31 +26,34 @@ func TestWhatMissingSays(t *testing.T) {
 		disks   int
 		away    []int // cannot be reached
 		loading []int // cannot tell yet
+		unsure  []int // have not settled
 		holders []int
 		want    verdict
 	}{
 		{name: "nobody has it", r: 2, disks: 3, want: missing},
 		{name: "both owners have it", r: 2, disks: 3, holders: []int{0, 1}, want: present},
 		{name: "one owner has it", r: 2, disks: 3, holders: []int{1}, want: present},
-		{name: "a stand-in has it", r: 2, disks: 3, holders: []int{2}, want: present},
-		{name: "the last in rank has it", r: 2, disks: 4, holders: []int{3}, want: present},
+		{name: "a stand-in has it", r: 2, disks: 3, unsure: []int{0, 1}, holders: []int{2}, want: present},
+		{name: "the last in rank has it", r: 2, disks: 4, unsure: []int{0, 1}, holders: []int{3}, want: present},
 		{name: "one owner is away, the other has it", r: 2, disks: 3, away: []int{0}, holders: []int{0, 1}, want: present},
-		{name: "one owner is away, a stand-in has it", r: 2, disks: 3, away: []int{0}, holders: []int{2}, want: present},
-		{name: "one is away of two copies", r: 2, disks: 3, away: []int{0}, want: missing},
+		{name: "one owner is away, a stand-in has it", r: 2, disks: 3, away: []int{0}, unsure: []int{1}, holders: []int{2}, want: present},
+		{name: "one owner is away", r: 2, disks: 3, away: []int{0}, want: missing},
+		{name: "one owner is away, the other has not settled", r: 2, disks: 3, away: []int{0}, unsure: []int{1}, want: unsure},
+		{name: "one owner has not settled", r: 2, disks: 3, unsure: []int{0}, want: missing},
+		{name: "no owner has settled", r: 2, disks: 3, unsure: []int{0, 1}, want: unsure},
 		{name: "one that is no owner is away", r: 2, disks: 3, away: []int{2}, want: missing},
-		{name: "two are away of two copies", r: 2, disks: 3, away: []int{0, 1}, want: unsure},
-		{name: "two are away, both no owners", r: 2, disks: 4, away: []int{2, 3}, want: unsure},
+		{name: "both owners are away", r: 2, disks: 3, away: []int{0, 1}, want: unsure},
+		{name: "all that are no owners are away", r: 2, disks: 4, away: []int{2, 3}, want: missing},
 		{name: "two are away of three copies", r: 3, disks: 4, away: []int{0, 1}, want: missing},
 		{name: "three are away of three copies", r: 3, disks: 4, away: []int{0, 1, 2}, want: unsure},
 		{name: "all are away", r: 2, disks: 3, away: []int{0, 1, 2}, want: unsure},
 		{name: "all are away and have it", r: 2, disks: 2, away: []int{0, 1}, holders: []int{0, 1}, want: unsure},
-		{name: "one is reading its index", r: 2, disks: 3, loading: []int{0}, want: unsure},
-		{name: "one that is no owner is reading its index", r: 2, disks: 3, loading: []int{2}, want: unsure},
-		{name: "two are reading their indexes", r: 2, disks: 3, loading: []int{0, 2}, want: unsure},
+		{name: "one is reading its index", r: 2, disks: 3, loading: []int{0}, want: missing},
+		{name: "both are reading their indexes", r: 2, disks: 3, loading: []int{0, 1}, want: unsure},
 		{name: "one reads its index, another is away", r: 2, disks: 3, loading: []int{0}, away: []int{1}, want: unsure},
 		{name: "one reads its index, the other has it", r: 2, disks: 2, loading: []int{0}, holders: []int{0, 1}, want: present},
 		{name: "a single copy's disk is there", r: 1, disks: 3, want: missing},
-		{name: "one is away of single copies", r: 1, disks: 3, away: []int{2}, want: unsure},
+		{name: "a single copy's disk is away", r: 1, disks: 3, away: []int{0}, want: unsure},
 		{name: "the only disk is there", r: 2, disks: 1, want: missing},
 		{name: "the only disk is away", r: 2, disks: 1, away: []int{0}, want: unsure},
 		{name: "one is away of two disks", r: 2, disks: 2, away: []int{1}, want: missing},
@@ -63,15 +66,18 @@ func TestWhatMissingSays(t *testing.T) {
 				ds = append(ds, n.place)
 			}
 			c.layout.set(x.r, ds...)
+			c.settle(c.nodes[:x.disks]...)
 			s := New(Options{Peers: c.wire, Placement: c.layout, R: x.r, Log: quiet()})
 			b := random(smallSize)
 			rank := c.rank(b.Digest)
 			for _, i := range x.holders {
 				rank[i].keep(b)
 			}
+			for _, i := range x.unsure {
+				rank[i].doubt(t, b.Digest)
+			}
 			for _, i := range x.away {
-				c.wire.setCut(rank[i].addr, true)
-				defer c.wire.setCut(rank[i].addr, false)
+				c.isolate(t, rank[i])
 			}
 			for _, i := range x.loading {
 				rank[i].disk.unknown.Store(true)
@@ -169,10 +175,14 @@ func TestWhatIsFoundWithoutAnOwnerIsMended(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 3, options{})
 	b := random(smallSize)
-	c.rank(b.Digest)[2].keep(b)
-	if got, err := c.Missing(t.Context(), []digest.Digest{b.Digest}); err != nil || len(got) > 0 {
-		t.Fatalf("got %v, %v", got, err)
-	}
+	t.Run("", func(t *testing.T) {
+		c.rank(b.Digest)[0].doubt(t, b.Digest)
+		c.rank(b.Digest)[1].doubt(t, b.Digest)
+		c.rank(b.Digest)[2].keep(b)
+		if got, err := c.Missing(t.Context(), []digest.Digest{b.Digest}); err != nil || len(got) > 0 {
+			t.Fatalf("got %v, %v", got, err)
+		}
+	})
 	eventually(t, "the owners have it", func() bool { return len(c.holders(b.Digest)) == 3 })
 }
 

@@ -104,11 +104,11 @@ func (g *getting) fromHolders(ctx context.Context, v *view, of []int32) []int32 
 	if len(of) == 0 {
 		return nil
 	}
-	a := g.s.find(ctx, v, pick(g.ds, of), false)
+	a := g.s.find(ctx, v, pick(g.ds, of), question{held: true})
 	order := make(map[int32][]int32, len(of))
 	var rest, lost []int32
 	for j, i := range of {
-		switch a.verdict(j, g.s.w) {
+		switch a.verdict(j) {
 		case missing:
 			lost = append(lost, i)
 			continue

@@ -31,6 +31,7 @@ type placing struct {
 	full      int
 	elsewhere int      // took it, but don't hold themselves to be owners
 	skipped   [][]byte // ids of those that didn't take it as owners
+	refused   [][]byte // those of them that had no room
 	holders   []string // addresses of verified copies
 	err       error    // the last trouble; final if it is a mismatch
 }
@@ -72,6 +73,8 @@ func (b *placing) note(s *Store, v *view, on int32, o outcome) {
 	} else {
 		if errors.Is(o.err, blob.ErrFull) {
 			b.full++
+			id := v.disks[on].ID
+			b.refused = append(b.refused, id[:])
 		}
 		if !b.mismatched() {
 			b.err = o.err
@@ -124,10 +127,6 @@ func (s *Store) rounds(ctx context.Context, v *view, bs []*placing, give deliver
 	}
 }
 
-// viewsMeet is how often a write that found disks of another mind about who
-// owns the blob is tried again before fewer copies are accepted.
-const viewsMeet = 5
-
 // place brings blobs to their disks, and answers for each in order. What could
 // not be settled is tried again while there is time.
 func (s *Store) place(ctx context.Context, v *view, bs []*placing, give deliver) []error {
@@ -147,7 +146,7 @@ func (s *Store) place(ctx context.Context, v *view, bs []*placing, give deliver)
 		s.rounds(wait, v, now, give)
 		left := todo[:0]
 		for _, i := range todo {
-			again, err := s.settle(bs[i], attempt)
+			again, err := s.settle(bs[i])
 			if again {
 				left = append(left, i)
 			}
@@ -159,7 +158,7 @@ func (s *Store) place(ctx context.Context, v *view, bs []*placing, give deliver)
 		s.metrics.waits.Inc()
 		if pause(wait, attempt, changed) != nil {
 			for _, i := range todo {
-				_, errs[i] = s.settle(bs[i], viewsMeet)
+				_, errs[i] = s.settle(bs[i])
 				if errs[i] != nil && errors.Is(ctx.Err(), context.Canceled) {
 					errs[i] = ctx.Err()
 				}
@@ -170,12 +169,41 @@ func (s *Store) place(ctx context.Context, v *view, bs []*placing, give deliver)
 			bs[i].reset()
 		}
 		v = s.view()
+		give = s.givenAgain(give)
+	}
+}
+
+// givenAgain has those fetch a blob from its holders that the writer may not
+// reach itself.
+func (s *Store) givenAgain(give deliver) deliver {
+	return func(ctx context.Context, v *view, on int32, bs []*placing) []outcome {
+		out := make([]outcome, len(bs))
+		for _, pulled := range []bool{false, true} {
+			var some []*placing
+			var at []int
+			for i, b := range bs {
+				if (len(b.holders) > 0) == pulled {
+					some, at = append(some, b), append(at, i)
+				}
+			}
+			if len(some) == 0 {
+				continue
+			}
+			how := give
+			if pulled {
+				how = s.pull
+			}
+			for j, o := range how(ctx, v, on, some) {
+				out[at[j]] = o
+			}
+		}
+		return out
 	}
 }
 
 // settle tells what became of a blob when nobody is left to ask, and whether
 // it is worth trying again.
-func (s *Store) settle(b *placing, attempt int) (again bool, err error) {
+func (s *Store) settle(b *placing) (again bool, err error) {
 	switch {
 	case b.mismatched():
 		return false, fmt.Errorf("store %s: %w", b.d, b.err)
@@ -184,8 +212,8 @@ func (s *Store) settle(b *placing, attempt int) (again bool, err error) {
 	case b.acks >= s.w:
 		s.Mend(b.d)
 		return false, nil
-	case b.elsewhere > 0 && attempt < viewsMeet:
-		return true, nil
+	case b.elsewhere > 0:
+		return true, fmt.Errorf("store %s: %d of %d copies, as disks differ about who owns it: %w", b.d, b.acks, s.w, blob.ErrUnavailable)
 	case b.acks > 0 && (!b.asked() || !s.settled()):
 		return true, fmt.Errorf("store %s: %d of %d copies: %w", b.d, b.acks, s.w, blob.ErrUnavailable)
 	case b.acks > 0:
@@ -224,11 +252,11 @@ func (s *Store) pull(ctx context.Context, v *view, on int32, bs []*placing) []ou
 
 func (s *Store) pullOne(ctx context.Context, v *view, on int32, b *placing) outcome {
 	if on == v.self {
-		return s.pullHere(ctx, b.d, b.holders, b.skipped)
+		return s.pullHere(ctx, b.d, b.holders, skipsOf(b.skipped, b.refused))
 	}
-	req := &pb.PullRequest{Digests: digest.Pack([]digest.Digest{b.d}), From: b.holders, Skipped: b.skipped}
+	req := &pb.PullRequest{Digests: digest.Pack([]digest.Digest{b.d}), From: b.holders, Skipped: b.skipped, Refused: b.refused}
 	var resp pb.PullResponse
-	if err := s.call(ctx, transferTimeout(b.d.Size()), v.disks[on].Addr, pb.Method_METHOD_BLOB_PULL, req, &resp); err != nil {
+	if err := s.callVia(ctx, transferTimeout(b.d.Size()), v, on, pb.Method_METHOD_BLOB_PULL, req, &resp); err != nil {
 		return outcome{err: unreached(err)}
 	}
 	if len(resp.Blobs) != 1 {

@@ -7,6 +7,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
+	"github.com/remex-build/terraform-provider-remex/daemon/cluster"
 	"github.com/remex-build/terraform-provider-remex/daemon/cluster/placement"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 	pb "github.com/remex-build/terraform-provider-remex/daemon/proto"
@@ -48,7 +49,7 @@ func TestSenderAndReceiversAgreeOnStandIns(t *testing.T) {
 			if refuses[on] {
 				return []outcome{{err: blob.ErrFull}}
 			}
-			if !v.counts(d, v.disks[on].ID, r, diskIDs(bs[0].skipped)) {
+			if !v.counts(d, v.disks[on].ID, r, func(id cluster.DiskID) bool { return diskIDs(bs[0].skipped)[id] }) {
 				return []outcome{{ack: pb.Ack_ACK_CACHED}}
 			}
 			return []outcome{{ack: pb.Ack_ACK_OWNED}}
@@ -72,7 +73,7 @@ func TestSenderAndReceiversAgreeOnStandIns(t *testing.T) {
 				t.Errorf("the disk of rank %d was asked %d times", i, asked[on])
 			}
 		}
-		again, err := s.settle(b, 0)
+		again, err := s.settle(b)
 		if want > 0 && (again || err != nil) {
 			t.Errorf("with %d copies: again %v, %v", want, again, err)
 		}

@@ -2,11 +2,13 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/blob/disk"
+	"github.com/remex-build/terraform-provider-remex/daemon/cluster"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 	pb "github.com/remex-build/terraform-provider-remex/daemon/proto"
 )
@@ -19,12 +21,28 @@ func transferTimeout(size int64) time.Duration {
 	return putTimeout + time.Duration(size/slowest)*time.Second
 }
 
-// kindAndAck is as what this node's disk keeps d, and what it says of that.
-func (s *Store) kindAndAck(d digest.Digest, skipped [][]byte) (disk.Kind, pb.Ack) {
-	if s.view().counts(d, s.local.ID(), s.r, diskIDs(skipped)) {
-		return disk.Owned, pb.Ack_ACK_OWNED
+// kindOf is as what this node's disk keeps d, given whom the writer has passed
+// over.
+func (s *Store) kindOf(d digest.Digest, sk skips) disk.Kind {
+	if s.view().counts(d, s.local.ID(), s.r, func(id cluster.DiskID) bool { return sk.all[id] }) {
+		return disk.Owned
 	}
-	return disk.Cached, pb.Ack_ACK_CACHED
+	return disk.Cached
+}
+
+// vouches reports whether this node's disk has d, and holds itself to be one of
+// those that are to have it.
+func (s *Store) vouches(d digest.Digest, sk skips) bool {
+	return d.IsEmpty() || s.held(d, disk.Cached) && s.keeper.counts(d, sk) && s.held(d, disk.Owned)
+}
+
+// ack is what this node's disk says of a blob that it has got.
+func (s *Store) ack(d digest.Digest, sk skips) pb.Ack {
+	s.keeper.arrived(d)
+	if s.vouches(d, sk) {
+		return pb.Ack_ACK_OWNED
+	}
+	return pb.Ack_ACK_CACHED
 }
 
 // held reports whether this node's disk holds d already, and makes the copy an
@@ -37,18 +55,24 @@ func (s *Store) held(d digest.Digest, kind disk.Kind) bool {
 }
 
 // pullHere brings d from one of its holders onto this node's disk.
-func (s *Store) pullHere(ctx context.Context, d digest.Digest, from []string, skipped [][]byte) outcome {
-	kind, ack := s.kindAndAck(d, skipped)
+func (s *Store) pullHere(ctx context.Context, d digest.Digest, from []string, sk skips) outcome {
+	kind := s.kindOf(d, sk)
 	if d.IsEmpty() || s.held(d, kind) {
-		return outcome{ack: ack}
+		return outcome{ack: s.ack(d, sk)}
 	}
-	var err error
+	err := s.keeper.refusal()
+	if err != nil {
+		return outcome{err: err}
+	}
 	for _, addr := range from {
 		if addr == s.selfAddr {
 			continue
 		}
 		if err = s.pullFrom(ctx, d, kind, addr); err == nil {
-			return outcome{ack: ack}
+			return outcome{ack: s.ack(d, sk)}
+		}
+		if errors.Is(err, blob.ErrFull) {
+			s.keeper.refuse(d)
 		}
 		if ctx.Err() != nil {
 			break

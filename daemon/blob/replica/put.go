@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
@@ -116,19 +117,11 @@ func (s *Store) put(ctx context.Context, v *view, on int32, bs []*placing) []out
 }
 
 func sameSkips(a, b *placing) bool {
-	if len(a.skipped) != len(b.skipped) {
-		return false
-	}
-	for i := range a.skipped {
-		if string(a.skipped[i]) != string(b.skipped[i]) {
-			return false
-		}
-	}
-	return true
+	return slices.EqualFunc(a.skipped, b.skipped, bytes.Equal) && slices.EqualFunc(a.refused, b.refused, bytes.Equal)
 }
 
 func (s *Store) putThere(ctx context.Context, addr string, bs []*placing, out []outcome) {
-	req := &pb.PutRequest{Blobs: make([]*pb.PutRequest_Blob, len(bs)), Skipped: bs[0].skipped}
+	req := &pb.PutRequest{Blobs: make([]*pb.PutRequest_Blob, len(bs)), Skipped: bs[0].skipped, Refused: bs[0].refused}
 	for i, b := range bs {
 		req.Blobs[i] = &pb.PutRequest_Blob{Digest: b.d.Append(nil), Data: b.data}
 	}
@@ -156,12 +149,22 @@ func unreached(err error) error {
 }
 
 func (s *Store) putHere(ctx context.Context, bs []*placing, out []outcome) {
+	sk := make([]skips, len(bs))
+	kinds := make([]disk.Kind, len(bs))
+	for i, b := range bs {
+		if i > 0 && sameSkips(bs[i-1], b) {
+			sk[i] = sk[i-1]
+		} else {
+			sk[i] = skipsOf(b.skipped, b.refused)
+		}
+		kinds[i] = s.kindOf(b.d, sk[i])
+		out[i].err = s.keeper.refusal()
+	}
 	for _, kind := range []disk.Kind{disk.Owned, disk.Cached} {
 		var some []blob.Blob
 		var at []int
 		for i, b := range bs {
-			if k, ack := s.kindAndAck(b.d, b.skipped); k == kind && out[i].ack == pb.Ack_ACK_NONE {
-				out[i].ack = ack
+			if kinds[i] == kind && out[i].err == nil {
 				some, at = append(some, blob.Blob{Digest: b.d, Data: b.data}), append(at, i)
 			}
 		}
@@ -169,7 +172,14 @@ func (s *Store) putHere(ctx context.Context, bs []*placing, out []outcome) {
 			continue
 		}
 		for j, err := range s.local.PutBatch(ctx, kind, some) {
-			out[at[j]].err = err
+			i := at[j]
+			switch {
+			case err == nil:
+				out[i].ack = s.ack(bs[i].d, sk[i])
+			case errors.Is(err, blob.ErrFull):
+				s.keeper.refuse(bs[i].d)
+			}
+			out[i].err = err
 		}
 	}
 }
@@ -185,7 +195,7 @@ func (s *Store) PutFile(ctx context.Context, d digest.Digest, path string) error
 	if d.Size() <= blob.SmallSize {
 		return s.putSmallFile(ctx, d, path)
 	}
-	kind, _ := s.kindAndAck(d, nil)
+	kind := s.kindOf(d, skips{})
 	if err := s.local.Adopt(ctx, d, path, kind); err != nil {
 		f, openErr := os.Open(path)
 		if openErr != nil {

@@ -226,7 +226,6 @@ func (s *Store) readOrder(v *view, d digest.Digest) []int32 {
 func (s *Store) trouble(d digest.Digest, addr string, err error) {
 	if errors.Is(err, errCorrupt) || errors.Is(err, disk.ErrCorrupt) {
 		s.metrics.corrupt.Inc()
-		s.Mend(d)
 	}
 	if !blob.IsNotFound(err) {
 		s.log.Debug("blob not read", "digest", d, "peer", addr, "err", err)

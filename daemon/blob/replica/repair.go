@@ -2,10 +2,13 @@ package replica
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/remex-build/terraform-provider-remex/daemon/blob/repair"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
+	pb "github.com/remex-build/terraform-provider-remex/daemon/proto"
 )
 
 // What mending may take.
@@ -149,31 +152,62 @@ func (s *Store) runRepairs(ctx context.Context) {
 	}
 }
 
-// mend has the owners of ds that lack them fetch them from those that don't.
+// mend tells the owners of ds that lack them who has them. They fetch them.
 func (s *Store) mend(ctx context.Context, ds []digest.Digest) {
 	ctx, cancel := context.WithTimeout(ctx, repairTimeout)
 	defer cancel()
 	v := s.view()
-	a := s.find(ctx, v, ds, false)
-	var todo []*placing
+	a := s.find(ctx, v, ds, question{held: true})
+	type errand struct{ owner, holder int32 }
+	errands := make(map[errand][]digest.Digest)
+	var some [8]int32
 	for i, d := range ds {
 		h := a.holders[i]
 		if h.n == 0 {
 			// Nobody has it, or nobody can tell: nothing to mend it from.
-			s.repairs.done(d, a.verdict(i, s.w) == missing, s.metrics)
+			s.repairs.done(d, a.verdict(i) == missing, s.metrics)
 			continue
 		}
-		b := &placing{d: d}
-		for _, on := range h.at[:h.n] {
-			b.holders = append(b.holders, s.addr(v, on))
-		}
-		todo = append(todo, b)
-	}
-	s.rounds(ctx, v, todo, s.pull)
-	for _, b := range todo {
-		s.repairs.done(b.d, b.acks >= s.r, s.metrics)
-		if b.acks < s.r {
-			s.log.Debug("blob not mended", "digest", b.d, "copies", b.acks, "err", b.err)
+		for _, o := range v.owners(some[:0], d) {
+			if slices.Contains(h.at[:h.n], o) {
+				continue
+			}
+			e := errand{o, h.at[0]}
+			errands[e] = append(errands[e], d)
 		}
 	}
+	failed := make(map[digest.Digest]bool)
+	for e, of := range errands {
+		if !s.tell(ctx, v, e.owner, e.holder, of) {
+			for _, d := range of {
+				failed[d] = true
+			}
+		}
+	}
+	for i, d := range ds {
+		if a.holders[i].n > 0 {
+			s.repairs.done(d, !failed[d], s.metrics)
+		}
+	}
+}
+
+// tell tells one owner who has ds, and reports whether it has understood.
+func (s *Store) tell(ctx context.Context, v *view, owner, holder int32, ds []digest.Digest) bool {
+	id := v.disks[holder].ID
+	if owner == v.self {
+		for _, d := range ds {
+			s.keeper.note(d, uint32(time.Now().Unix()), id, repair.Usual)
+		}
+		return true
+	}
+	req := &pb.ConfirmRequest{Holder: id[:], Digests: digest.Pack(ds)}
+	for range ds {
+		req.Touches = appendTouches(req.Touches, uint32(time.Now().Unix()))
+	}
+	var resp pb.ConfirmResponse
+	if err := s.peers.Call(ctx, v.disks[owner].Addr, pb.Method_METHOD_BLOB_CONFIRM, req, &resp); err != nil || len(resp.Confirmations) != len(ds) {
+		s.log.Debug("owner not told of what it lacks", "peer", v.disks[owner].Node, "err", err)
+		return false
+	}
+	return !slices.Contains(resp.Confirmations, byte(pb.Confirmation_CONFIRMATION_NONE))
 }

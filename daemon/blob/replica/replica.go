@@ -61,6 +61,14 @@ type Disk interface {
 	Adopt(ctx context.Context, d digest.Digest, path string, kind disk.Kind) error
 	SetKind(d digest.Digest, kind disk.Kind) bool
 	Stats() disk.Stats
+
+	// What follows is for keeping the disk what the cluster takes it to be.
+	Loaded() bool
+	Print(p uint16) disk.Print
+	List(want func(p uint16) bool, after, limit int) (cs []disk.Copy, next int)
+	Horizon(p uint16) uint32
+	Restore(ctx context.Context, bs []blob.Blob, touches []uint32) []error
+	RestoreFrom(ctx context.Context, d digest.Digest, r io.Reader, touch uint32) error
 }
 
 // Options are what a Store needs.
@@ -78,7 +86,10 @@ type Options struct {
 	// Budget bounds the bytes that this node's streams, and its batches of
 	// small blobs, hold at a time; 0 means 128 MiB. With Local, three quarters
 	// of it are for what Server does.
-	Budget     int64
+	Budget int64
+	// RepairRate bounds the bytes a second that the disk fetches to be whole; 0
+	// means that only others' work does.
+	RepairRate int64
 	Log        *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -123,6 +134,7 @@ type Store struct {
 	budget    *rpc.Budget
 
 	views   atomic.Pointer[view]
+	keeper  *keeper // of Local
 	flights flights
 	repairs repairs
 
@@ -162,13 +174,21 @@ func New(o Options) *Store {
 	s.base, s.stop = context.WithCancel(context.Background())
 	s.flights.m = make(map[digest.Digest]*flight)
 	s.repairs.init()
+	if s.local != nil {
+		s.keeper = newKeeper(s, o)
+	}
 	return s
 }
 
 // Run mends in the background what requests stumbled upon, until ctx ends. It
 // returns when nothing that the Store began is left.
 func (s *Store) Run(ctx context.Context) error {
+	var keeping sync.WaitGroup
+	if s.keeper != nil {
+		keeping.Go(func() { s.keeper.run(ctx) })
+	}
 	s.runRepairs(ctx)
+	keeping.Wait()
 	s.stop()
 	s.mu.Lock()
 	s.closed = true
@@ -179,7 +199,13 @@ func (s *Store) Run(ctx context.Context) error {
 
 // Mend has the owners of d that lack it get it again, in the background. It
 // never blocks: it is what a disk calls that has dropped a corrupt copy.
-func (s *Store) Mend(d digest.Digest) { s.repairs.add(d, s.metrics) }
+func (s *Store) Mend(d digest.Digest) {
+	if s.keeper != nil && s.owned(d) {
+		s.keeper.lost(d)
+		return
+	}
+	s.repairs.add(d, s.metrics)
+}
 
 // spawn runs f beside its caller; Run waits for it. After Run's end f runs at
 // once, and finds s.base cancelled.

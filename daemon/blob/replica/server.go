@@ -47,6 +47,11 @@ func (s *Server) Register(m *rpc.Mux, r grpc.ServiceRegistrar) {
 	rpc.Handle(m, pb.Method_METHOD_BLOB_PULL, s.pull)
 	rpc.Handle(m, pb.Method_METHOD_BLOB_UPLOAD, s.upload)
 	rpc.Handle(m, pb.Method_METHOD_DISK_STATUS, s.status)
+	rpc.Handle(m, pb.Method_METHOD_BLOB_COMPARE, s.compare)
+	rpc.Handle(m, pb.Method_METHOD_BLOB_LIST, s.list)
+	rpc.Handle(m, pb.Method_METHOD_BLOB_CONFIRM, s.confirm)
+	rpc.Handle(m, pb.Method_METHOD_DISK_RESERVE, s.reserve)
+	rpc.Handle(m, pb.Method_METHOD_RELAY, s.relay)
 	pb.RegisterBlobsServer(r, s)
 }
 

@@ -25,9 +25,8 @@ func (s *Server) exists(_ context.Context, _ string, req *pb.ExistsRequest) (*pb
 	if err != nil {
 		return nil, invalid("exists: %v", err)
 	}
-	tab := s.store.placement.Table()
 	return &pb.ExistsResponse{
-		Presence: packPresence(s.local.Presence(ds, req.Touch)), View: tab.ID(), Disks: uint32(len(tab.Disks())),
+		Presence: packPresence(s.store.keeper.presence(ds, req.Touch, req.Held)), View: s.viewID(),
 	}, nil
 }
 
@@ -67,7 +66,7 @@ func (s *Server) put(ctx context.Context, _ string, req *pb.PutRequest) (*pb.Put
 		if d.Size() > blob.SmallSize {
 			return nil, invalid("put: %s is not small", d)
 		}
-		bs[i] = &placing{d: d, data: b.Data, skipped: req.Skipped}
+		bs[i] = &placing{d: d, data: b.Data, skipped: req.Skipped, refused: req.Refused}
 	}
 	out := make([]outcome, len(bs))
 	s.store.putHere(ctx, bs, out)
@@ -114,7 +113,7 @@ func (s *Server) pullOne(ctx context.Context, d digest.Digest, req *pb.PullReque
 		return outcome{err: err}
 	}
 	defer s.pulls.Release(ctx, streamCost)
-	return s.store.pullHere(ctx, d, req.From, req.Skipped)
+	return s.store.pullHere(ctx, d, req.From, skipsOf(req.Skipped, req.Refused))
 }
 
 func (s *Server) upload(ctx context.Context, _ string, req *pb.UploadRequest) (*pb.UploadResponse, error) {

@@ -126,6 +126,7 @@ type incoming struct {
 	stream grpc.ClientStreamingServer[pb.WriteFrame, pb.WriteResponse]
 	h      *pb.WriteFrame_Header
 	d      digest.Digest
+	skips  skips
 	kind   disk.Kind
 	held   bool
 	w      *disk.Writer
@@ -137,14 +138,20 @@ type incoming struct {
 
 func (s *Server) begin(stream grpc.ClientStreamingServer[pb.WriteFrame, pb.WriteResponse], h *pb.WriteFrame_Header, d digest.Digest) (*incoming, error) {
 	in := &incoming{s: s, stream: stream, h: h, d: d}
-	in.kind, _ = s.store.kindAndAck(d, h.Skipped)
-	in.held = in.kind == disk.Owned && s.store.held(d, in.kind)
+	if err := s.store.keeper.refusal(); err != nil {
+		return nil, err
+	}
+	in.skips = skipsOf(h.Skipped, h.Refused)
+	in.kind = s.store.kindOf(d, in.skips)
+	in.held = s.store.vouches(d, in.skips)
 	if h.Upload == nil {
 		if h.Offset != 0 {
 			return nil, invalid("write: an offset needs an upload")
 		}
 		var err error
-		in.w, err = s.local.Create(d, in.kind)
+		if in.w, err = s.local.Create(d, in.kind); errors.Is(err, blob.ErrFull) {
+			s.store.keeper.refuse(d)
+		}
 		return in, err
 	}
 	key, named, err := uploadKey(h.Upload)
@@ -237,12 +244,7 @@ func (in *incoming) finish() (*pb.WriteResponse, error) {
 		}
 		in.done = true
 	}
-	// Placement may have changed since the first frame.
-	kind, ack := in.s.store.kindAndAck(in.d, in.h.Skipped)
-	if kind == disk.Owned && !in.s.store.held(in.d, kind) {
-		ack = pb.Ack_ACK_CACHED
-	}
-	return &pb.WriteResponse{Ack: ack, Committed: in.d.Size(), View: in.s.viewID()}, nil
+	return &pb.WriteResponse{Ack: in.s.store.ack(in.d, in.skips), Committed: in.d.Size(), View: in.s.viewID()}, nil
 }
 
 // end gives up the writer, or parks what an upload has brought so far.

@@ -128,6 +128,9 @@ func TestAFrozenDiskIsLeftBehindSoon(t *testing.T) {
 	c := newCluster(t, 3, options{})
 	b := random(smallSize)
 	rank := c.rank(b.Digest)
+	c.isolate(t, rank[0])
+	c.wire.setCut(rank[0].addr, false)
+	rank[0].wire.setDeaf(true)
 	s := c.begin(Options{Placement: c.layout, Peers: frozen{c.wire, rank[0].addr}})
 	ctx := soon(t, 2*(stepAsk+stepAnswer))
 	if err := s.Put(ctx, b.Digest, bytes.NewReader(b.Data)); err != nil {

@@ -88,7 +88,7 @@ func (k *remoteSink) open(ctx context.Context, conn *grpc.ClientConn, b *placing
 	if k.stream, err = pb.NewBlobsClient(conn).Write(ctx); err != nil {
 		return false, unreached(err)
 	}
-	h := &pb.WriteFrame_Header{Digest: b.d.Append(nil), Upload: key, Offset: off, Skipped: b.skipped}
+	h := &pb.WriteFrame_Header{Digest: b.d.Append(nil), Upload: key, Offset: off, Skipped: b.skipped, Refused: b.refused}
 	if err := k.stream.Send(&pb.WriteFrame{Header: h}); err != nil {
 		return false, k.failure(err)
 	}
@@ -176,12 +176,19 @@ func (s *Store) openLocalSink(b *placing, off int64) opened {
 	if off > 0 {
 		return opened{err: fmt.Errorf("%w: no upload to go on with here", blob.ErrUnavailable)}
 	}
-	kind, _ := s.kindAndAck(b.d, b.skipped)
-	w, err := s.local.Create(b.d, kind)
-	if err != nil {
+	if err := s.keeper.refusal(); err != nil {
 		return opened{err: err}
 	}
-	return opened{sink: &localSink{s, b, w}, held: kind == disk.Owned && s.held(b.d, kind)}
+	sk := skipsOf(b.skipped, b.refused)
+	kind := s.kindOf(b.d, sk)
+	w, err := s.local.Create(b.d, kind)
+	if err != nil {
+		if errors.Is(err, blob.ErrFull) {
+			s.keeper.refuse(b.d)
+		}
+		return opened{err: err}
+	}
+	return opened{sink: &localSink{s, b, w}, held: s.vouches(b.d, sk)}
 }
 
 func (k *localSink) write(data mem.BufferSlice) error {
@@ -197,11 +204,7 @@ func (k *localSink) finish() outcome {
 	if err := k.w.Commit(); err != nil {
 		return outcome{err: err}
 	}
-	_, ack := k.s.kindAndAck(k.b.d, k.b.skipped)
-	if ack == pb.Ack_ACK_OWNED && !k.s.held(k.b.d, disk.Owned) {
-		ack = pb.Ack_ACK_CACHED
-	}
-	return outcome{ack: ack}
+	return outcome{ack: k.s.ack(k.b.d, skipsOf(k.b.skipped, k.b.refused))}
 }
 
 func (k *localSink) close() { k.w.Close() }

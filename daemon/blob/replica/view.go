@@ -1,6 +1,8 @@
 package replica
 
 import (
+	"slices"
+
 	"github.com/remex-build/terraform-provider-remex/daemon/cluster"
 	"github.com/remex-build/terraform-provider-remex/daemon/cluster/placement"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
@@ -9,10 +11,11 @@ import (
 // view is a placement table with the disks numbered, so that what is gathered
 // disk by disk need not be keyed by their ids.
 type view struct {
-	tab   *placement.Table
-	disks []placement.Disk
-	index map[cluster.DiskID]int32
-	self  int32 // this node's own disk, or -1
+	tab    *placement.Table
+	disks  []placement.Disk // the placeable ones, then those that are leaving
+	placed int              // how many are placeable
+	index  map[cluster.DiskID]int32
+	self   int32 // this node's own disk, or -1
 }
 
 // view is the current one.
@@ -21,7 +24,7 @@ func (s *Store) view() *view {
 	if v := s.views.Load(); v != nil && v.tab == tab {
 		return v
 	}
-	v := &view{tab: tab, disks: tab.Disks(), self: -1}
+	v := &view{tab: tab, disks: slices.Concat(tab.Disks(), tab.Leaving()), placed: len(tab.Disks()), self: -1}
 	v.index = make(map[cluster.DiskID]int32, len(v.disks))
 	for i, d := range v.disks {
 		v.index[d.ID] = int32(i)
@@ -56,20 +59,17 @@ func (v *view) rank(d digest.Digest) []int32 {
 
 // counts reports whether a copy of d on the disk self is one of d's copies:
 // self is an owner, or everyone ranked above it but r-1 was skipped.
-func (v *view) counts(d digest.Digest, self cluster.DiskID, r int, skipped map[cluster.DiskID]bool) bool {
+func (v *view) counts(d digest.Digest, self cluster.DiskID, r int, skipped func(cluster.DiskID) bool) bool {
 	p := d.Prefix()
 	if v.tab.IsOwner(p, self) {
 		return true
-	}
-	if len(skipped) == 0 {
-		return false
 	}
 	above := 0
 	for _, o := range v.tab.Rank(p) {
 		if o.ID == self {
 			return true
 		}
-		if skipped[o.ID] {
+		if skipped(o.ID) {
 			continue
 		}
 		if above++; above >= r {
@@ -79,7 +79,7 @@ func (v *view) counts(d digest.Digest, self cluster.DiskID, r int, skipped map[c
 	return false // placement does not know self: it drains, or has yet to join
 }
 
-// kindHere tells whether this node's disk owns d, as placement sees it.
+// owned tells whether this node's disk owns d, as placement sees it.
 func (s *Store) owned(d digest.Digest) bool {
 	return s.local != nil && s.placement.Table().IsOwner(d.Prefix(), s.local.ID())
 }

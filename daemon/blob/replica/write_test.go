@@ -52,7 +52,7 @@ func TestPut(t *testing.T) {
 				t.Errorf("held by %v", got)
 			}
 		})
-		t.Run("lets others stand in for disks out of reach", func(t *testing.T) {
+		t.Run("gets it through others to disks that it does not reach", func(t *testing.T) {
 			b := random(size)
 			rank := c.rank(b.Digest)
 			for _, n := range rank[:2] {
@@ -62,7 +62,7 @@ func TestPut(t *testing.T) {
 			if err := c.put(b); err != nil {
 				t.Fatal(err)
 			}
-			if got := c.holders(b.Digest); !slices.Equal(got, []int{2, 3}) {
+			if got := c.holders(b.Digest); len(got) < 2 || got[0] != 0 || got[1] != 1 {
 				t.Errorf("held by %v", got)
 			}
 			if n := counted(c.metrics.short); n > 0 {

@@ -51,7 +51,7 @@ func (s *Store) openWriter(ctx context.Context, d digest.Digest, upload *pb.Uplo
 		if len(w.sinks) > 0 {
 			return w, nil
 		}
-		again, err := s.settle(w.b, attempt)
+		again, err := s.settle(w.b)
 		if errors.Is(ctx.Err(), context.Canceled) {
 			return nil, ctx.Err()
 		}
@@ -125,7 +125,7 @@ func (w *writer) write(data mem.BufferSlice) error {
 	}
 	w.offset += n
 	if len(w.sinks) == 0 {
-		_, err := w.s.settle(w.b, viewsMeet)
+		_, err := w.s.settle(w.b)
 		return err
 	}
 	return nil
@@ -157,7 +157,7 @@ func (w *writer) finish() error {
 		return fmt.Errorf("store %s: %w", w.b.d, w.b.err)
 	}
 	if len(w.b.holders) == 0 {
-		_, err := w.s.settle(w.b, viewsMeet)
+		_, err := w.s.settle(w.b)
 		if err == nil || errors.Is(err, context.Canceled) {
 			err = gaveUp(w.ctx)
 		}
