@@ -141,6 +141,13 @@ func newCluster(t testing.TB, disks int, o options) *testCluster {
 	return c
 }
 
+func (c *testCluster) places(of []int) (ds []placement.Disk) {
+	for _, i := range of {
+		ds = append(ds, c.nodes[i].place)
+	}
+	return ds
+}
+
 // include makes placement know these nodes, and no others.
 func (c *testCluster) include(nodes ...*node) {
 	var ds []placement.Disk

@@ -6,12 +6,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/blob"
 	"github.com/remex-build/terraform-provider-remex/daemon/blob/disk"
+	"github.com/remex-build/terraform-provider-remex/daemon/cluster"
 	"github.com/remex-build/terraform-provider-remex/daemon/cluster/placement"
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 	pb "github.com/remex-build/terraform-provider-remex/daemon/proto"
@@ -41,10 +43,24 @@ func (l *layout) Changed() <-chan struct{} {
 	return l.changed
 }
 
-func (l *layout) set(r int, disks ...placement.Disk) {
+func (l *layout) set(r int, disks ...placement.Disk) { l.leave(r, disks, nil) }
+
+// leave is set, with disks that are leaving.
+func (l *layout) leave(r int, disks, leaving []placement.Disk) {
+	var view cluster.View
+	for i, d := range append(append([]placement.Disk(nil), disks...), leaving...) {
+		state := cluster.Ready
+		if i >= len(disks) {
+			state = cluster.Draining
+		}
+		view.Members = append(view.Members, cluster.Member{
+			ID: d.Node, Role: cluster.Worker, Disk: d.ID, Weight: d.Weight, Zone: d.Zone, Addr: d.Addr, State: state,
+		})
+	}
+	tab, _ := placement.NewCore(r, time.Minute).Step(time.Now(), &view)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.tab = placement.NewTable(disks, r)
+	l.tab = tab
 	close(l.changed)
 	l.changed = make(chan struct{})
 }
@@ -110,6 +126,36 @@ type moody struct {
 	*disk.Store
 	full    atomic.Bool
 	unknown atomic.Bool // it has not read its index
+	tiny    atomic.Bool // it has hardly any capacity
+	horizon atomic.Uint32
+}
+
+func (m *moody) Stats() disk.Stats {
+	st := m.Store.Stats()
+	if m.tiny.Load() {
+		st.Capacity = st.OwnedBytes + 1000
+	}
+	return st
+}
+
+func (m *moody) Horizon(p uint16) uint32 { return max(m.horizon.Load(), m.Store.Horizon(p)) }
+
+func (m *moody) Restore(ctx context.Context, bs []blob.Blob, touches []uint32) []error {
+	if m.full.Load() {
+		errs := make([]error, len(bs))
+		for i := range errs {
+			errs[i] = blob.ErrFull
+		}
+		return errs
+	}
+	return m.Store.Restore(ctx, bs, touches)
+}
+
+func (m *moody) RestoreFrom(ctx context.Context, d digest.Digest, r io.Reader, touch uint32) error {
+	if m.full.Load() {
+		return blob.ErrFull
+	}
+	return m.Store.RestoreFrom(ctx, d, r, touch)
 }
 
 func (m *moody) Presence(ds []digest.Digest, touch bool) []disk.Presence {

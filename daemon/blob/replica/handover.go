@@ -53,13 +53,15 @@ func (k *keeper) handOver(ctx context.Context) {
 		if !k.local.Loaded() || !k.s.settled() {
 			return
 		}
-		left := k.giveUp(ctx)
-		k.left.Store(&left)
+		if left := k.giveUp(ctx); ctx.Err() == nil {
+			k.left.Store(&left)
+		}
 	})
 }
 
 // giveUp asks the owners of all that this disk keeps and does not own, and stops
-// keeping what they have. It returns what is left.
+// keeping what they have. It returns what is left, which is right unless ctx has
+// ended.
 func (k *keeper) giveUp(ctx context.Context) (left Left) {
 	tab := k.s.placement.Table()
 	id := k.local.ID()
@@ -100,7 +102,7 @@ func (k *keeper) confirm(ctx context.Context, cs []disk.Copy) (kept Left) {
 		}
 	}
 	had := make([]int, len(cs)) // owners that have it or don't want it
-	some1 := make([]bool, len(cs))
+	held := make([]bool, len(cs))
 	var wg sync.WaitGroup
 	for on, a := range byOwner {
 		wg.Go(func() { a.out = k.confirmWith(ctx, v, on, cs, a.of) })
@@ -114,7 +116,7 @@ func (k *keeper) confirm(ctx context.Context, cs []disk.Copy) (kept Left) {
 			switch pb.Confirmation(a.out[j]) {
 			case pb.Confirmation_CONFIRMATION_HELD:
 				had[i]++
-				some1[i] = true
+				held[i] = true
 			case pb.Confirmation_CONFIRMATION_UNWANTED:
 				had[i]++
 			}
@@ -131,7 +133,7 @@ func (k *keeper) confirm(ctx context.Context, cs []disk.Copy) (kept Left) {
 		}
 		kept.Blobs++
 		kept.Bytes += c.Digest.Size()
-		if !some1[i] {
+		if !held[i] {
 			sole = append(sole, c.Digest)
 		}
 	}
@@ -335,8 +337,13 @@ func (d *Drain) Admit(ctx context.Context) error {
 func (d *Drain) Run(ctx context.Context) error {
 	k := d.k
 	k.leaves.Store(true)
+	st := k.local.Stats()
+	k.left.Store(&Left{st.OwnedBlobs, st.OwnedBytes})
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		left := k.giveUp(ctx)
+		if ctx.Err() != nil {
+			left = *k.left.Load()
+		}
 		k.left.Store(&left)
 		v := k.s.view()
 		placed := v.self >= 0 && int(v.self) < v.placed
