@@ -433,13 +433,14 @@ func TestStatusShowsTheCluster(t *testing.T) {
 		},
 		Pools:   []*pb.PoolStatus{{Name: "default", Workers: 2, Executors: 4, Running: 1}},
 		Queue:   &pb.QueueStatus{Queued: 3, Executing: 1, OldestQueuedMs: 1500},
-		Storage: &pb.StorageStatus{Capacity: 10 << 30, Used: 1 << 20, Blobs: 99, Replicas: 2, Disks: 1},
+		Storage: &pb.StorageStatus{Capacity: 10 << 30, Used: 1 << 20, Blobs: 99, Replicas: 2, Disks: 1, RepairBlobs: 5, RepairBytes: 2 << 20, RepairLagMs: 61000},
 	}
 	o := remex(t, "status", "--cluster", s.Target)
 	o.want(t, 0)
 	for _, want := range []string{
 		"scheduler-1  scheduler  -        -     ready", "1m30s", "1/4", "1MiB/10GiB", "unreachable", "worker-2 cannot be reached: connection refused",
 		"3 waiting, 1 running; the first has waited 1.5s", "12 entries",
+		"5 to be made (2MiB), the first for 1m1s",
 	} {
 		if !strings.Contains(o.stdout, want) {
 			t.Errorf("%q is not in:\n%s", want, o.stdout)

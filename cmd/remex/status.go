@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -93,6 +94,7 @@ func printTable(w io.Writer, st *pb.StatusResponse, now time.Time) error {
 	}
 	fmt.Fprintf(w, "\nStorage:       %s used of %s on %d disks; %d blobs, every copy counted; %d copies of each\n",
 		bytesText(s.GetUsed()), bytesText(s.GetCapacity()), s.GetDisks(), s.GetBlobs(), s.GetReplicas())
+	fmt.Fprintf(w, "Copies:        %s\n", copies(s))
 	var entries, size int64
 	for _, n := range st.Nodes {
 		entries, size = entries+n.ActionCacheEntries, size+n.ActionCacheBytes
@@ -104,6 +106,25 @@ func printTable(w io.Writer, st *pb.StatusResponse, now time.Time) error {
 		}
 	}
 	return nil
+}
+
+// copies says whether each blob is where it belongs.
+func copies(s *pb.StorageStatus) string {
+	var parts []string
+	if n := s.GetRepairBlobs(); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d to be made (%s), the first for %s", n, bytesText(s.GetRepairBytes()),
+			(time.Duration(s.GetRepairLagMs())*time.Millisecond).Round(time.Second)))
+	}
+	if n := s.GetForeignBlobs(); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d kept until their owners have theirs", n))
+	}
+	if n := s.GetUnsettledDisks(); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d disks are learning what the others have", n))
+	}
+	if len(parts) == 0 {
+		return "all where they belong"
+	}
+	return strings.Join(parts, "; ")
 }
 
 func dash(s string) string { return cmp.Or(s, "-") }

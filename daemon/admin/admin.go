@@ -152,6 +152,13 @@ func sum(r *pb.StatusResponse, replicas int) {
 		r.Storage.Capacity += n.DiskCapacity
 		r.Storage.Used += n.DiskUsed
 		r.Storage.Blobs += n.Blobs
+		r.Storage.RepairBlobs += n.RepairBlobs
+		r.Storage.RepairBytes += n.RepairBytes
+		r.Storage.RepairLagMs = max(r.Storage.RepairLagMs, n.RepairLagMs)
+		r.Storage.ForeignBlobs += n.ForeignBlobs
+		if n.Unsettled > 0 {
+			r.Storage.UnsettledDisks++
+		}
 	}
 }
 

@@ -139,6 +139,13 @@ type Worker struct {
 	DiskReserve ByteSize
 	// MinAge is how long a blob is kept at least after its last use.
 	MinAge time.Duration
+	// RepairRate bounds the bytes a second that the disk fetches from others to
+	// be whole; 0 means that only the work of others does.
+	RepairRate ByteSize
+	// ScrubRate bounds the bytes a second that are read to find rotten copies,
+	// and ScrubEvery is the rest after each round; a rate of 0 means never.
+	ScrubRate  ByteSize
+	ScrubEvery time.Duration
 	// JournalSize bounds the action-cache entries kept on disk; 0 means a
 	// 32nd of DiskSize, at most 256 MiB. Journal is the answer.
 	JournalSize ByteSize
@@ -164,6 +171,8 @@ func DefaultWorker() Worker {
 		DiskSize:      50 * GiB,
 		DiskReserve:   2 * GiB,
 		MinAge:        3 * time.Hour,
+		ScrubRate:     MiB,
+		ScrubEvery:    time.Hour,
 		ActionUIDBase: 200_000,
 		StdoutLimit:   64 * MiB,
 		ActionBytes:   16 * GiB,
@@ -202,6 +211,9 @@ func (c *Worker) settings() []setting {
 		size("disk-size", &c.DiskSize, "bytes of blobs to keep; the least recently used go first"),
 		size("disk-reserve", &c.DiskReserve, "bytes kept free on the file system"),
 		duration("min-age", &c.MinAge, "how long a blob stays at least after its last use; clients rely on 3h"),
+		size("repair-rate", &c.RepairRate, "bytes a second that the disk fetches at most after a loss or a change of the cluster; 0 leaves it to how busy the others are"),
+		size("scrub-rate", &c.ScrubRate, "bytes a second that are read to find rotten copies; the default takes a week for 500GB; 0 means never"),
+		duration("scrub-every", &c.ScrubEvery, "how long to rest after all blobs have been looked at for rot"),
 		size("journal-size", &c.JournalSize, "bytes of action-cache entries kept on disk, out of disk-size; 0 means a 32nd of it, at most 256MiB"),
 		number("action-uid-base", &c.ActionUIDBase, "uid of the first executor's actions, the next ones follow; ignored unless run as root"),
 		size("stdout-limit", &c.StdoutLimit, "bytes of stdout, and of stderr, that an action may print; the rest is dropped"),
@@ -218,6 +230,8 @@ func (c *Worker) check() problems {
 	ps.add(!nodeName.MatchString(c.Pool), fmt.Sprintf("%q is no name for a pool: use up to 63 letters, digits, dots, dashes", c.Pool), "pool")
 	ps.add(c.Executors < 0 || c.Executors > 4096, fmt.Sprintf("%d is not between 0 and 4096", c.Executors), "executors")
 	ps.add(c.DiskSize < 64*MiB, fmt.Sprintf("%s is less than 64MiB", c.DiskSize), "disk-size")
+	ps.add(c.RepairRate > 0 && c.RepairRate < MiB, fmt.Sprintf("%s a second would never end: use at least 1MiB, or 0", c.RepairRate), "repair-rate")
+	ps.add(c.ScrubEvery < 0, fmt.Sprintf("%s is negative", c.ScrubEvery), "scrub-every")
 	ps.add(c.MinAge < 0, fmt.Sprintf("%s is negative", c.MinAge), "min-age")
 	ps.add(c.JournalSize != 0 && c.JournalSize < MiB, fmt.Sprintf("%s is less than 1MiB", c.JournalSize), "journal-size")
 	ps.add(c.JournalSize >= c.DiskSize, fmt.Sprintf("a journal of %s leaves nothing of a disk of %s", c.JournalSize, c.DiskSize), "journal-size", "disk-size")

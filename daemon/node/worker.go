@@ -20,12 +20,8 @@ import (
 	"github.com/remex-build/terraform-provider-remex/daemon/worker/action"
 )
 
-const (
-	// weightUnit is what one unit of a disk's weight in placement stands for.
-	weightUnit = 64 << 20
-	// scrubRate goes through a disk of 500 GB in about a week.
-	scrubRate = 1 << 20
-)
+// weightUnit is what one unit of a disk's weight in placement stands for.
+const weightUnit = 64 << 20
 
 // RunWorker runs a worker until ctx ends. Everything that it keeps is in c.Dir.
 func RunWorker(ctx context.Context, c config.Worker, version string, log *slog.Logger) (err error) {
@@ -36,7 +32,7 @@ func RunWorker(ctx context.Context, c config.Worker, version string, log *slog.L
 	var mender atomic.Pointer[replica.Store]
 	local, err := disk.Open(disk.Options{
 		Dir: filepath.Join(c.Dir, "blobs"), Capacity: int64(c.DiskSize - c.Journal()), Reserve: int64(c.DiskReserve),
-		MinAge: c.MinAge, ScrubRate: scrubRate, Fsync: c.Replicas == 1, Log: log, Registerer: reg,
+		MinAge: c.MinAge, ScrubRate: int64(c.ScrubRate), ScrubEvery: c.ScrubEvery, Fsync: c.Replicas == 1, Log: log, Registerer: reg,
 		OnCorrupt: func(d digest.Digest) {
 			if s := mender.Load(); s != nil {
 				s.Mend(d)
@@ -62,7 +58,7 @@ func RunWorker(ctx context.Context, c config.Worker, version string, log *slog.L
 	}
 	store := replica.New(replica.Options{
 		Peers: b.peers, Placement: b.placement, Local: local, SelfAddr: b.members.Self().Addr,
-		R: c.Replicas, W: c.Acks(), Settled: b.placement.Settled, Budget: int64(c.StreamBudget), Log: log, Registerer: reg,
+		R: c.Replicas, W: c.Acks(), Settled: b.placement.Settled, Budget: int64(c.StreamBudget), RepairRate: int64(c.RepairRate), Log: log, Registerer: reg,
 	})
 	mender.Store(store)
 	blobs := replica.NewServer(store, log, reg)
@@ -156,5 +152,8 @@ func (w *workerNode) describe(st *pb.NodeStatus) {
 	st.Executors = uint32(w.c.Executors)
 	st.Running = uint32(w.link.Running())
 	st.DiskCapacity, st.DiskUsed, st.Blobs = d.Capacity, d.Used, d.OwnedBlobs+d.CachedBlobs
-	st.DiskFull = d.Full
+	st.DiskFull, st.DiskLoading = d.Full, d.Loading
+	k := w.store.Keeping()
+	st.RepairBlobs, st.RepairBytes, st.RepairLagMs = int64(k.Missing), k.MissingBytes, k.Lag.Milliseconds()
+	st.ForeignBlobs, st.Partitions, st.Unsettled = k.Foreign, uint32(k.Owned), uint32(k.Owned-k.Settled)
 }

@@ -243,6 +243,12 @@ type NodeStatus struct {
 	Blobs        int64  `protobuf:"varint,15,opt,name=blobs,proto3" json:"blobs,omitempty"`
 	DiskFull     bool   `protobuf:"varint,16,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
 	DiskLoading  bool   `protobuf:"varint,24,opt,name=disk_loading,json=diskLoading,proto3" json:"disk_loading,omitempty"` // the index is still being read; blobs is too low
+	RepairBlobs  int64  `protobuf:"varint,25,opt,name=repair_blobs,json=repairBlobs,proto3" json:"repair_blobs,omitempty"` // owned, and still to be fetched
+	RepairBytes  int64  `protobuf:"varint,26,opt,name=repair_bytes,json=repairBytes,proto3" json:"repair_bytes,omitempty"`
+	RepairLagMs  int64  `protobuf:"varint,27,opt,name=repair_lag_ms,json=repairLagMs,proto3" json:"repair_lag_ms,omitempty"`  // how long the first of them has been known
+	ForeignBlobs int64  `protobuf:"varint,28,opt,name=foreign_blobs,json=foreignBlobs,proto3" json:"foreign_blobs,omitempty"` // kept for owners that have not confirmed theirs
+	Partitions   uint32 `protobuf:"varint,29,opt,name=partitions,proto3" json:"partitions,omitempty"`                         // owned
+	Unsettled    uint32 `protobuf:"varint,30,opt,name=unsettled,proto3" json:"unsettled,omitempty"`                           // of them: it cannot tell yet what is missing there
 	// schedulers
 	Queued             uint32 `protobuf:"varint,17,opt,name=queued,proto3" json:"queued,omitempty"`                                         // tasks it owns that wait
 	Executing          uint32 `protobuf:"varint,18,opt,name=executing,proto3" json:"executing,omitempty"`                                   // tasks it owns that run
@@ -416,6 +422,48 @@ func (x *NodeStatus) GetDiskLoading() bool {
 	return false
 }
 
+func (x *NodeStatus) GetRepairBlobs() int64 {
+	if x != nil {
+		return x.RepairBlobs
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetRepairBytes() int64 {
+	if x != nil {
+		return x.RepairBytes
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetRepairLagMs() int64 {
+	if x != nil {
+		return x.RepairLagMs
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetForeignBlobs() int64 {
+	if x != nil {
+		return x.ForeignBlobs
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetPartitions() uint32 {
+	if x != nil {
+		return x.Partitions
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetUnsettled() uint32 {
+	if x != nil {
+		return x.Unsettled
+	}
+	return 0
+}
+
 func (x *NodeStatus) GetQueued() uint32 {
 	if x != nil {
 		return x.Queued
@@ -582,13 +630,18 @@ func (x *QueueStatus) GetOldestQueuedMs() int64 {
 type StorageStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Sums over the disks that answered: each copy of a blob counts.
-	Capacity      int64  `protobuf:"varint,1,opt,name=capacity,proto3" json:"capacity,omitempty"`
-	Used          int64  `protobuf:"varint,2,opt,name=used,proto3" json:"used,omitempty"`
-	Blobs         int64  `protobuf:"varint,3,opt,name=blobs,proto3" json:"blobs,omitempty"`
-	Replicas      uint32 `protobuf:"varint,4,opt,name=replicas,proto3" json:"replicas,omitempty"`
-	Disks         uint32 `protobuf:"varint,5,opt,name=disks,proto3" json:"disks,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Capacity       int64  `protobuf:"varint,1,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	Used           int64  `protobuf:"varint,2,opt,name=used,proto3" json:"used,omitempty"`
+	Blobs          int64  `protobuf:"varint,3,opt,name=blobs,proto3" json:"blobs,omitempty"`
+	Replicas       uint32 `protobuf:"varint,4,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	Disks          uint32 `protobuf:"varint,5,opt,name=disks,proto3" json:"disks,omitempty"`
+	RepairBlobs    int64  `protobuf:"varint,6,opt,name=repair_blobs,json=repairBlobs,proto3" json:"repair_blobs,omitempty"` // sums of the nodes'
+	RepairBytes    int64  `protobuf:"varint,7,opt,name=repair_bytes,json=repairBytes,proto3" json:"repair_bytes,omitempty"`
+	RepairLagMs    int64  `protobuf:"varint,8,opt,name=repair_lag_ms,json=repairLagMs,proto3" json:"repair_lag_ms,omitempty"` // the longest
+	ForeignBlobs   int64  `protobuf:"varint,9,opt,name=foreign_blobs,json=foreignBlobs,proto3" json:"foreign_blobs,omitempty"`
+	UnsettledDisks uint32 `protobuf:"varint,10,opt,name=unsettled_disks,json=unsettledDisks,proto3" json:"unsettled_disks,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *StorageStatus) Reset() {
@@ -656,6 +709,41 @@ func (x *StorageStatus) GetDisks() uint32 {
 	return 0
 }
 
+func (x *StorageStatus) GetRepairBlobs() int64 {
+	if x != nil {
+		return x.RepairBlobs
+	}
+	return 0
+}
+
+func (x *StorageStatus) GetRepairBytes() int64 {
+	if x != nil {
+		return x.RepairBytes
+	}
+	return 0
+}
+
+func (x *StorageStatus) GetRepairLagMs() int64 {
+	if x != nil {
+		return x.RepairLagMs
+	}
+	return 0
+}
+
+func (x *StorageStatus) GetForeignBlobs() int64 {
+	if x != nil {
+		return x.ForeignBlobs
+	}
+	return 0
+}
+
+func (x *StorageStatus) GetUnsettledDisks() uint32 {
+	if x != nil {
+		return x.UnsettledDisks
+	}
+	return 0
+}
+
 var File_admin_proto protoreflect.FileDescriptor
 
 const file_admin_proto_rawDesc = "" +
@@ -672,7 +760,7 @@ const file_admin_proto_rawDesc = "" +
 	"\astorage\x18\x06 \x01(\v2\x17.remex.v1.StorageStatusR\astorage\"\x13\n" +
 	"\x11NodeStatusRequest\">\n" +
 	"\x12NodeStatusResponse\x12(\n" +
-	"\x04node\x18\x01 \x01(\v2\x14.remex.v1.NodeStatusR\x04node\"\xc7\x05\n" +
+	"\x04node\x18\x01 \x01(\v2\x14.remex.v1.NodeStatusR\x04node\"\x94\a\n" +
 	"\n" +
 	"NodeStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -695,7 +783,15 @@ const file_admin_proto_rawDesc = "" +
 	"\tdisk_used\x18\x0e \x01(\x03R\bdiskUsed\x12\x14\n" +
 	"\x05blobs\x18\x0f \x01(\x03R\x05blobs\x12\x1b\n" +
 	"\tdisk_full\x18\x10 \x01(\bR\bdiskFull\x12!\n" +
-	"\fdisk_loading\x18\x18 \x01(\bR\vdiskLoading\x12\x16\n" +
+	"\fdisk_loading\x18\x18 \x01(\bR\vdiskLoading\x12!\n" +
+	"\frepair_blobs\x18\x19 \x01(\x03R\vrepairBlobs\x12!\n" +
+	"\frepair_bytes\x18\x1a \x01(\x03R\vrepairBytes\x12\"\n" +
+	"\rrepair_lag_ms\x18\x1b \x01(\x03R\vrepairLagMs\x12#\n" +
+	"\rforeign_blobs\x18\x1c \x01(\x03R\fforeignBlobs\x12\x1e\n" +
+	"\n" +
+	"partitions\x18\x1d \x01(\rR\n" +
+	"partitions\x12\x1c\n" +
+	"\tunsettled\x18\x1e \x01(\rR\tunsettled\x12\x16\n" +
 	"\x06queued\x18\x11 \x01(\rR\x06queued\x12\x1c\n" +
 	"\texecuting\x18\x12 \x01(\rR\texecuting\x12(\n" +
 	"\x10oldest_queued_ms\x18\x15 \x01(\x03R\x0eoldestQueuedMs\x120\n" +
@@ -710,13 +806,19 @@ const file_admin_proto_rawDesc = "" +
 	"\vQueueStatus\x12\x16\n" +
 	"\x06queued\x18\x01 \x01(\rR\x06queued\x12\x1c\n" +
 	"\texecuting\x18\x02 \x01(\rR\texecuting\x12(\n" +
-	"\x10oldest_queued_ms\x18\x03 \x01(\x03R\x0eoldestQueuedMs\"\x87\x01\n" +
+	"\x10oldest_queued_ms\x18\x03 \x01(\x03R\x0eoldestQueuedMs\"\xbf\x02\n" +
 	"\rStorageStatus\x12\x1a\n" +
 	"\bcapacity\x18\x01 \x01(\x03R\bcapacity\x12\x12\n" +
 	"\x04used\x18\x02 \x01(\x03R\x04used\x12\x14\n" +
 	"\x05blobs\x18\x03 \x01(\x03R\x05blobs\x12\x1a\n" +
 	"\breplicas\x18\x04 \x01(\rR\breplicas\x12\x14\n" +
-	"\x05disks\x18\x05 \x01(\rR\x05disks2D\n" +
+	"\x05disks\x18\x05 \x01(\rR\x05disks\x12!\n" +
+	"\frepair_blobs\x18\x06 \x01(\x03R\vrepairBlobs\x12!\n" +
+	"\frepair_bytes\x18\a \x01(\x03R\vrepairBytes\x12\"\n" +
+	"\rrepair_lag_ms\x18\b \x01(\x03R\vrepairLagMs\x12#\n" +
+	"\rforeign_blobs\x18\t \x01(\x03R\fforeignBlobs\x12'\n" +
+	"\x0funsettled_disks\x18\n" +
+	" \x01(\rR\x0eunsettledDisks2D\n" +
 	"\x05Admin\x12;\n" +
 	"\x06Status\x12\x17.remex.v1.StatusRequest\x1a\x18.remex.v1.StatusResponseB>Z<github.com/remex-build/terraform-provider-remex/daemon/protob\x06proto3"
 

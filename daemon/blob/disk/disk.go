@@ -76,6 +76,9 @@ type Options struct {
 	// ScrubRate bounds the bytes a second that are read to find rotten
 	// copies; zero turns the scrubber off.
 	ScrubRate int64
+	// ScrubEvery is how long the scrubber rests after each round; an hour when
+	// zero.
+	ScrubEvery time.Duration
 	// Fsync makes every blob durable before it is acknowledged. It is for
 	// clusters that keep a single copy.
 	Fsync bool
@@ -135,6 +138,9 @@ type Store struct {
 func Open(o Options) (_ *Store, err error) {
 	if o.MinAge == 0 {
 		o.MinAge = 3 * time.Hour
+	}
+	if o.ScrubEvery == 0 {
+		o.ScrubEvery = time.Hour
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

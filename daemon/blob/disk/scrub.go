@@ -11,9 +11,6 @@ import (
 	"github.com/remex-build/terraform-provider-remex/daemon/digest"
 )
 
-// scrubPause lies between two rounds of the scrubber over the disk.
-const scrubPause = time.Hour
-
 // scrub reads what nobody reads, at a bounded rate, so that rot is found while
 // other copies are intact.
 func (s *Store) scrub(ctx context.Context) {
@@ -22,7 +19,7 @@ func (s *Store) scrub(ctx context.Context) {
 	}
 	limit := rate.NewLimiter(rate.Limit(s.o.ScrubRate), sumChunk)
 	for {
-		timer := time.NewTimer(scrubPause)
+		timer := time.NewTimer(s.o.ScrubEvery)
 		select {
 		case <-ctx.Done():
 			timer.Stop()

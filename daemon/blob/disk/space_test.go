@@ -459,7 +459,7 @@ func TestRunEndsAndLeavesNothing(t *testing.T) {
 		if err := os.WriteFile(path, make([]byte, bs[5].Digest.Size()), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(3 * scrubPause)
+		time.Sleep(3 * time.Hour)
 		synctest.Wait()
 		if p := s.Presence([]digest.Digest{bs[5].Digest}, false)[0]; p != Absent || s.Stats().Corrupt != 1 {
 			t.Errorf("rot was not found: presence %d, %+v", p, s.Stats())
