@@ -3,6 +3,7 @@ package repair
 import (
 	"cmp"
 	"container/heap"
+	"slices"
 	"time"
 
 	"github.com/remex-build/terraform-provider-remex/daemon/cluster"
@@ -90,13 +91,8 @@ func (k *Known) Note(now time.Time, d digest.Digest, touch uint32, holder cluste
 }
 
 func (w *wanted) add(holder cluster.DiskID) {
-	if holder == (cluster.DiskID{}) || len(w.holders) >= maxHolders {
+	if holder == (cluster.DiskID{}) || len(w.holders) >= maxHolders || slices.Contains(w.holders, holder) {
 		return
-	}
-	for _, h := range w.holders {
-		if h == holder {
-			return
-		}
 	}
 	w.holders = append(w.holders, holder)
 }
@@ -144,12 +140,7 @@ func (k *Known) Failed(now time.Time, d digest.Digest, not ...cluster.DiskID) {
 		return
 	}
 	for _, id := range not {
-		for i, h := range w.holders {
-			if h == id {
-				w.holders = append(w.holders[:i], w.holders[i+1:]...)
-				break
-			}
-		}
+		w.holders = slices.DeleteFunc(w.holders, func(h cluster.DiskID) bool { return h == id })
 	}
 	w.at = now.Add(min(firstRetry<<min(w.tries, 10), lastRetry))
 	w.tries++

@@ -252,6 +252,9 @@ func (k *keeper) counts(d digest.Digest, skips skips) bool {
 	if owner || tab.IsOwner(p, k.local.ID()) {
 		return owner && adopted
 	}
+	if len(skips.all) == 0 {
+		return false
+	}
 	return k.s.view().counts(d, k.local.ID(), k.s.r, func(id cluster.DiskID) bool {
 		return skips.refused[id] || skips.all[id] && !k.hears(id)
 	})
