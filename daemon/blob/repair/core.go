@@ -55,6 +55,8 @@ type Core struct {
 	stamp   [Partitions]uint64 // when each partition was last made to wait
 	waiting [Partitions]uint16 // how many peers have still to tell
 	unseen  [Partitions]uint16 // how many have still to adopt
+	holes   int                // partitions for which some have still to tell
+	size    int                // of owned
 	in      bool               // in reach, as far as was looked
 	judges  []placement.Disk   // see Witnesses
 }
@@ -129,9 +131,11 @@ func (c *Core) Table(now time.Time, t *placement.Table) {
 		switch is := t.IsOwner(q, c.self); {
 		case is && !c.owned.Has(q):
 			c.owned.Add(q)
+			c.size++
 			c.unsettle(q)
 		case !is && c.owned.Has(q):
 			c.owned.Remove(q)
+			c.size--
 			for _, p := range c.peers {
 				c.heard(p, q)
 				c.adopted(p, q)
@@ -158,14 +162,22 @@ func (c *Core) await(p *peer, q uint16) {
 	p.check.Remove(q)
 	if !p.waiting.Has(q) {
 		p.waiting.Add(q)
-		c.waiting[q]++
+		if c.waiting[q]++; c.waiting[q] == 1 {
+			c.holes++
+		}
 	}
 }
 
 func (c *Core) heard(p *peer, q uint16) {
 	if p.waiting.Has(q) {
 		p.waiting.Remove(q)
-		c.waiting[q]--
+		c.fewer(q)
+	}
+}
+
+func (c *Core) fewer(q uint16) {
+	if c.waiting[q]--; c.waiting[q] == 0 {
+		c.holes--
 	}
 }
 
@@ -188,7 +200,7 @@ func (c *Core) adopt(p *peer) {
 // release counts a peer out that has gone.
 func (c *Core) release(p *peer) {
 	p.waiting.All(func(q uint16) bool {
-		c.waiting[q]--
+		c.fewer(q)
 		return true
 	})
 	p.unseen.All(func(q uint16) bool {
@@ -378,14 +390,10 @@ func (c *Core) Told(now time.Time, a Ask, adopted, told *Set) {
 
 // Progress is how many partitions this disk owns, and in how many it is settled.
 func (c *Core) Progress() (owned, settled int) {
-	c.owned.All(func(q uint16) bool {
-		owned++
-		if c.Settled(q) {
-			settled++
-		}
-		return true
-	})
-	return owned, settled
+	if !c.in || !c.placed {
+		return c.size, 0
+	}
+	return c.size, c.size - c.holes
 }
 
 // View is the id of the table that the core goes by, 0 before it has one.

@@ -223,7 +223,7 @@ func TestPutBatchAnswersForEachBlob(t *testing.T) {
 			}
 		case err != nil:
 			t.Errorf("blob %d: %v", i, err)
-		case i < 300 && len(c.holders(bs[i].Digest)) != 2:
+		case i < 300 && len(c.holders(bs[i].Digest)) < 2:
 			t.Errorf("blob %d has %v", i, c.holders(bs[i].Digest))
 		}
 	}
